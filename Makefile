@@ -1,0 +1,41 @@
+# Two commands do everything on a bare machine with Python 3.11 and make: `make run` and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test lint types proto bench clean help
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/installed-test: pyproject.toml $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,loadtest]'
+	@touch $@
+
+run: $(VENV)/installed  ## a member on 127.0.0.1:2379, data in ./default.kvorum
+	exec $(BIN)/kvorum $(ARGS)
+
+test: lint types  ## the whole test suite, with lint and types
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/installed-test  ## ruff: lint and format check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed-test  ## mypy, strict
+	$(BIN)/mypy
+
+proto: $(VENV)/installed-test  ## regenerate kvorum/pb from proto/
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. $$(cd proto && ls kvorum/pb/*.proto)
+
+bench: $(VENV)/installed-test  ## ours against etcd, side by side
+	$(BIN)/python -m loadtest.bench $(ARGS)
+
+clean:  ## the environment and all caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

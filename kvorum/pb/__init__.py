@@ -1,0 +1,1 @@
+"""Python generated from proto/ (`make proto`); never edited by hand."""

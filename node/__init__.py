@@ -1,0 +1,1 @@
+"""One member: its processes, their links, and how they start."""

@@ -1,0 +1,1 @@
+"""The apply process: the replicated state machine."""

@@ -1,0 +1,1 @@
+"""The front process: client sockets, gRPC services, JSON, health and metrics."""

@@ -1,0 +1,1 @@
+"""The raft process: consensus, write-ahead log, snapshots and peers."""

@@ -1,0 +1,1 @@
+"""The watch process: watchers and their catch-up."""
