@@ -68,3 +68,10 @@ def unpack(data: bytes) -> Frame:
     sender, kind, _, _, start, end = HEADER.unpack_from(data)
     assert end - start == len(data) - HEADER_BYTES, "a frame between processes is not as long as it says"
     return Frame(sender, kind, start, end, data)
+
+
+APPLIED: Final = struct.Struct("<QQ")  # raft index and term of the store's cursor
+LEADERSHIP: Final = struct.Struct("<QQQ?")  # term, leader's member id, last index to catch up with, solo reads granted
+FLUSHED: Final = struct.Struct("<Q")  # raft index
+SERVING: Final = struct.Struct("<Q")  # revision of the store
+STATE_ASK: Final = struct.Struct("<Q")  # number of the ask; a STATE frame repeats it before its JSON

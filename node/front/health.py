@@ -1,0 +1,64 @@
+"""grpc.health.v1.Health: the whole server, named by the empty service, is SERVING (G15)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from kvorum.errors import Code
+from kvorum.pb.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from node.front.calls import Sink, unmarshal_error
+from node.front.member import Head, UnaryHandler
+
+SERVING = HealthCheckResponse(status=HealthCheckResponse.SERVING).SerializeToString()
+SERVICE_UNKNOWN = HealthCheckResponse(status=HealthCheckResponse.SERVICE_UNKNOWN).SerializeToString()
+
+CHECK = "/grpc.health.v1.Health/Check"
+WATCH = "/grpc.health.v1.Health/Watch"
+
+
+def unary() -> dict[str, UnaryHandler]:
+    """The unary method by path."""
+
+    def check(sink: Sink, token: int, _head: Head, message: bytes) -> None:
+        try:
+            request = HealthCheckRequest.FromString(message)
+        except DecodeError as error:
+            sink.fail(token, *unmarshal_error(error))
+            return
+        if request.service:
+            sink.fail(token, Code.NOT_FOUND, "unknown service")
+        else:
+            sink.reply(token, SERVING)
+
+    return {CHECK: check}
+
+
+class HealthWatch:
+    """One Watch call: says the state at once, and would say each change; a member that serves has none."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._asked = False
+
+    def on_message(self, message: bytes) -> None:
+        if self._asked:
+            return  # the wire refuses a second message of a server-streaming call
+        self._asked = True
+        try:
+            request = HealthCheckRequest.FromString(message)
+        except DecodeError as error:
+            self._stream.end(*unmarshal_error(error))
+            return
+        self._stream.send(SERVICE_UNKNOWN if request.service else SERVING)
+
+    def on_half_close(self) -> None:
+        if not self._asked:
+            self._stream.end(Code.INTERNAL, "cardinality violation: expected one request message")
+
+    def on_cancel(self, _reason: object) -> None:
+        pass
+
+    def on_writable(self) -> None:
+        pass

@@ -1,0 +1,144 @@
+"""The KV service: checks what needs no state, and sends the request on as the bytes that came."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from kvorum import errors
+from kvorum.errors import ApiError, Status
+from kvorum.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest
+from node import check
+from node.front.calls import Sink, unmarshal_error
+from node.front.member import Head, Member, UnaryHandler, guarded, too_large
+from node.requests import Op
+
+
+class PartStream:
+    """The sink of a call that is answered by several messages on a server stream."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.ended = False
+
+    def part(self, _token: int, message: bytes) -> None:
+        """One more message."""
+        if not self.ended:
+            self._stream.send(message)
+
+    def reply(self, _token: int, message: bytes) -> None:
+        """The last message."""
+        if not self.ended:
+            self.ended = True
+            self._stream.send(message)
+            self._stream.end(0, "")
+
+    def fail(self, _token: int, code: int, text: str) -> None:
+        """The call failed, perhaps after some messages."""
+        if not self.ended:
+            self.ended = True
+            self._stream.end(code, text)
+
+
+class RangeStreamCall:
+    """One RangeStream call: a single request, then chunks from apply."""
+
+    def __init__(self, member: Member, stream: Any) -> None:
+        self._member = member
+        self._sink = PartStream(stream)
+        self._asked = False
+
+    def on_message(self, message: bytes) -> None:
+        if self._asked:
+            return  # the wire refuses a second message of a server-streaming call
+        self._asked = True
+        try:
+            check.check_range_stream(RangeRequest.FromString(message))
+        except DecodeError as error:
+            self._sink.fail(0, *unmarshal_error(error))
+        except ApiError as error:
+            self._sink.fail(0, *error.status)
+        else:
+            self._member.calls.read(self._sink, 0, Op.RANGE_STREAM, message)
+
+    def on_half_close(self) -> None:
+        if not self._asked:
+            self._sink.fail(0, errors.Code.INTERNAL, "cardinality violation: expected one request message")
+
+    def on_cancel(self, _reason: object) -> None:
+        self._sink.ended = True
+
+    def on_writable(self) -> None:
+        pass
+
+
+def unary(member: Member) -> dict[str, UnaryHandler]:
+    """The unary methods of etcdserverpb.KV by path."""
+    calls = member.calls
+    limits = member.limits
+
+    def range_(sink: Sink, token: int, _head: Head, message: bytes) -> None:
+        # apply parses and checks it: a read needs no second look here
+        calls.read(sink, token, Op.RANGE, message)
+
+    def put(sink: Sink, token: int, _head: Head, message: bytes) -> None:
+        try:
+            check.check_put(PutRequest.FromString(message))
+        except DecodeError as error:
+            sink.fail(token, *unmarshal_error(error))
+        except ApiError as error:
+            sink.fail(token, *error.status)
+        else:
+            if too_large(limits, message):
+                sink.fail(token, *errors.REQUEST_TOO_LARGE)
+            else:
+                calls.propose(sink, token, Op.PUT, message)
+
+    def delete_range(sink: Sink, token: int, _head: Head, message: bytes) -> None:
+        try:
+            check.check_delete_range(DeleteRangeRequest.FromString(message))
+        except DecodeError as error:
+            sink.fail(token, *unmarshal_error(error))
+        except ApiError as error:
+            sink.fail(token, *error.status)
+        else:
+            if too_large(limits, message):
+                sink.fail(token, *errors.REQUEST_TOO_LARGE)
+            else:
+                calls.propose(sink, token, Op.DELETE_RANGE, message)
+
+    def txn(sink: Sink, token: int, _head: Head, message: bytes) -> None:
+        try:
+            request = TxnRequest.FromString(message)
+            check.check_txn(request, limits.max_txn_ops)
+        except DecodeError as error:
+            sink.fail(token, *unmarshal_error(error))
+        except ApiError as error:
+            sink.fail(token, *error.status)
+        else:
+            if check.is_read_only(request):
+                calls.read(sink, token, Op.TXN_READ, message)
+            elif too_large(limits, message):
+                sink.fail(token, *errors.REQUEST_TOO_LARGE)
+            else:
+                calls.propose(sink, token, Op.TXN, message)
+
+    def compact(sink: Sink, token: int, _head: Head, message: bytes) -> None:
+        status = parse_error(CompactionRequest, message)
+        if status is not None:
+            sink.fail(token, *status)
+        else:
+            calls.propose(sink, token, Op.COMPACT, message)
+
+    methods = {"Range": range_, "Put": put, "DeleteRange": delete_range, "Txn": txn, "Compact": compact}
+    return {f"/etcdserverpb.KV/{name}": guarded(member, handler) for name, handler in methods.items()}
+
+
+def parse_error(message_type: Any, message: bytes) -> Status | None:
+    """What a message that does not parse is refused with, or None."""
+    try:
+        message_type.FromString(message)
+    except DecodeError as error:
+        return unmarshal_error(error)
+    return None

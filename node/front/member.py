@@ -1,0 +1,97 @@
+"""What a front knows of its member, and the checks that every call passes first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from kvorum import errors
+from node.front.calls import Calls, Sink
+
+
+class Head(Protocol):
+    """The part of a call's decoded headers that services read."""
+
+    @property
+    def metadata(self) -> Mapping[str, tuple[str | bytes, ...]]:
+        """Lower-case names and their values."""
+
+
+UnaryHandler = Callable[[Sink, int, Head, bytes], None]
+"""(sink, token, head, message): answers `token` at the sink once, now or later."""
+
+
+@dataclass(slots=True)
+class Limits:
+    """The limits of requests, from the member's flags."""
+
+    max_request_bytes: int
+    max_txn_ops: int
+    min_lease_ttl_s: int
+    request_timeout_s: float
+
+
+@dataclass(slots=True)
+class Member:
+    """Shared by all services of a front. `leader` is 0 while the member knows none."""
+
+    member_id: int
+    cluster_id: int
+    limits: Limits
+    calls: Calls
+    term: int = 0
+    leader: int = 0
+    requests_by_version: dict[tuple[str, str], int] = field(default_factory=dict)
+    """Counts for etcd_server_client_requests_total: (client API version, kind of call) -> calls."""
+
+
+LOGGED_OVERHEAD_BYTES: Final = 18
+"""What the reference's internal request adds to a request's own bytes: its limit holds for the sum (P3)."""
+
+
+def too_large(limits: Limits, body: bytes) -> bool:
+    """Whether a request to be logged is over the request limit."""
+    return len(body) + LOGGED_OVERHEAD_BYTES > limits.max_request_bytes
+
+
+def admit(member: Member, head: Head, kind: str) -> errors.Status | None:
+    """The checks of metadata that come before any other (P1): None, or what the call is refused with."""
+    metadata = head.metadata
+    version = "unknown"
+    if metadata:
+        given = metadata.get("client-api-version")
+        if given:
+            first = given[0]
+            if isinstance(first, bytes):
+                try:
+                    first = first.decode()
+                except UnicodeDecodeError:
+                    return errors.INVALID_CLIENT_API_VERSION
+            version = first
+        if not member.leader and "hasleader" in metadata and metadata["hasleader"][0] == "true":
+            return errors.NO_LEADER
+    elif not member.leader:
+        pass  # without metadata nobody asked for a leader
+    counts = member.requests_by_version
+    if len(counts) >= MAX_CLIENT_VERSIONS and (version, kind) not in counts:
+        version = "other"
+    counts[version, kind] = counts.get((version, kind), 0) + 1
+    return None
+
+
+MAX_CLIENT_VERSIONS: Final = 100
+"""Clients choose the label, so the number of them needs a bound."""
+
+
+def guarded(member: Member, handler: UnaryHandler) -> UnaryHandler:
+    """A unary handler behind the checks of metadata."""
+
+    def handle(sink: Sink, token: int, head: Head, message: bytes) -> None:
+        refused = admit(member, head, "unary")
+        if refused is None:
+            handler(sink, token, head, message)
+        else:
+            sink.fail(token, *refused)
+
+    return handle

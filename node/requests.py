@@ -1,0 +1,105 @@
+"""Requests and replies as they travel inside a member, and as they lie in the log.
+
+A front gathers the requests of one turn of its loop into a *batch*: a header that says whose requests these are, then
+one record per request. Raft logs batches as they are and never looks inside; apply executes the records in order. A
+request's id is (member, incarnation, sequence): the sequence of the first record stands in the batch's header, the
+others follow on, so the id costs nothing per request.
+
+A record has room for the name of the user who asked and for the revision of the auth store he was known at, so that
+permissions can be checked where they must be, at apply, without changing the log's format.
+"""
+
+import struct
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+
+class Op(IntEnum):
+    """What a record asks for. Numbers below 64 lie in logs and must never change their meaning."""
+
+    PUT = 1
+    DELETE_RANGE = 2
+    TXN = 3
+    COMPACT = 4
+    LEASE_GRANT = 5
+    LEASE_REVOKE = 6
+    ALARM = 7
+    PUBLISH = 8  # a member's name and client URLs
+    CLUSTER_VERSION = 9
+    # answered by apply, never logged
+    RANGE = 64
+    RANGE_STREAM = 65
+    TXN_READ = 66
+    LEASE_KEEP_ALIVE = 67
+    LEASE_TIME_TO_LIVE = 68
+    LEASE_LEASES = 69
+    MEMBER_LIST = 70
+    HASH = 72
+    HASH_KV = 73
+    DEFRAGMENT = 74
+    AUTH_STATUS = 75
+
+
+FORMAT_VERSION: Final = 1
+
+BATCH: Final = struct.Struct("<IBBHIQQQ")
+"""Length of the whole batch, format version, origin process, reserved, count, member, incarnation, first sequence."""
+
+RECORD: Final = struct.Struct("<IBBH")
+"""Length of the body, op, flags, length of the user's name."""
+
+READ: Final = struct.Struct("<IBBHQ")
+"""As RECORD, with the request's own sequence."""
+
+REPLY: Final = struct.Struct("<QIB")
+"""Sequence, length of the body, gRPC code; the code has MORE added when this is not the last reply to the request."""
+
+MORE: Final = 0x80
+
+AUTHENTICATED: Final = 1
+"""Record flag: between record and body stand the auth revision (8 bytes) and the user's name."""
+
+FIRST_READ_SEQUENCE: Final = 1 << 62
+"""Reads are numbered apart from proposals, so that a batch of proposals is always gapless."""
+
+
+class Batch(NamedTuple):
+    """One batch of a log entry: whose requests these are, and where its records lie in the entry's data."""
+
+    origin: int
+    size: int  # requests
+    member: int
+    incarnation: int
+    first_sequence: int
+    records_at: int
+    end: int
+
+
+def pack_batch(origin: int, member: int, incarnation: int, first_sequence: int, records: list[bytes]) -> bytes:
+    """A batch of packed records (`pack_record`), ready to be logged."""
+    body = b"".join(records)
+    header = BATCH.pack(
+        BATCH.size + len(body), FORMAT_VERSION, origin, 0, len(records), member, incarnation, first_sequence
+    )
+    return header + body
+
+
+def pack_record(op: int, body: bytes) -> bytes:
+    """One request of a batch; the body is the API's request message as it came."""
+    return RECORD.pack(len(body), op, 0, 0) + body
+
+
+def pack_read(op: int, sequence: int, body: bytes) -> bytes:
+    """One request that is answered without the log."""
+    return READ.pack(len(body), op, 0, 0, sequence) + body
+
+
+def batches(data: bytes) -> Iterator[Batch]:
+    """The batches of one log entry, in order. An unknown format stops the member: it must not guess what was agreed."""
+    at = 0
+    while at < len(data):
+        length, version, origin, _, size, member, incarnation, first = BATCH.unpack_from(data, at)
+        assert version == FORMAT_VERSION, f"a log entry has format {version}; this release reads {FORMAT_VERSION}"
+        yield Batch(origin, size, member, incarnation, first, at + BATCH.size, at + length)
+        at += length
