@@ -1,0 +1,62 @@
+"""The two servers tests speak to, and the fixtures that share them.
+
+`KVORUM_SUBJECT=reference` puts the reference in kvorum's place: then every comparison must pass trivially, which tests
+the tests.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from loadtest.launcher import Kind, Server, running
+
+SUBJECT = Kind(os.environ.get("KVORUM_SUBJECT", "kvorum"))
+
+
+def start_kvorum(
+    flags: Mapping[str, str] | None = None, directory: Path | None = None
+) -> AbstractContextManager[Server]:
+    """kvorum (or what KVORUM_SUBJECT puts in its place), ready to serve."""
+    if SUBJECT is Kind.KVORUM and find_spec("node.__main__") is None:
+        pytest.skip("the node package has no entry point")
+    return running(SUBJECT, flags, directory=directory)
+
+
+def start_reference(
+    flags: Mapping[str, str] | None = None, directory: Path | None = None
+) -> AbstractContextManager[Server]:
+    """The reference, ready to serve."""
+    return running(Kind.REFERENCE, flags, directory=directory)
+
+
+def start(kind: Kind, flags: Mapping[str, str] | None = None) -> AbstractContextManager[Server]:
+    """The server of that kind, ready to serve, on empty data."""
+    return start_kvorum(flags) if kind is Kind.KVORUM else start_reference(flags)
+
+
+@pytest.fixture(scope="session")
+def kvorum_server() -> Iterator[Server]:
+    """One kvorum for all tests of a folder."""
+    with start_kvorum() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def reference_server() -> Iterator[Server]:
+    """One reference for all tests of a folder."""
+    with start_reference() as server:
+        yield server
+
+
+def attach_logs(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Adds the end of the log of each server that a failed test used to its report."""
+    if not report.failed:
+        return
+    for value in getattr(item, "funcargs", {}).values():
+        server = value if isinstance(value, Server) else getattr(value, "server", None)
+        if isinstance(server, Server) and server.log_path.exists():
+            report.sections.append((f"log of {server.kind.value} {server.address}", server.log_tail()))
