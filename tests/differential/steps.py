@@ -96,13 +96,15 @@ STREAMS = 2
 LEASES = (1, 2, -5, 1 << 62)
 UNKNOWN_LEASE = 99
 
-keys = st.sampled_from((*KEYS, *KEYS, b""))
-ends = st.sampled_from((b"", b"", b"", b"\0", b"\0\0", b"a", b"b", b"d", b"\xff\xff"))
+keys = st.sampled_from((*KEYS, b"a", b"a", b"b", *KEYS, b""))
+ends = st.sampled_from((b"", b"", b"", b"\0", b"\0", b"c", b"\0\0", b"a", b"b", b"d", b"\xff\xff"))
 values = st.sampled_from((b"", b"1", b"2", b"\xff" * 300))
 lease_ids = st.sampled_from((*LEASES, UNKNOWN_LEASE, 0))
 flags = st.just(True)  # every flag is optional, so false is drawn by leaving it out
 past = st.builds(Rev, st.just("now"), st.integers(-8, 0))
 revisions = st.one_of(
+    past,
+    past,
     past,
     st.builds(Rev, st.just("now"), st.integers(1, 2)),
     st.builds(Rev, st.just("compacted"), st.integers(-1, 1)),
@@ -113,7 +115,15 @@ revisions = st.one_of(
 def _ask(
     kind: type[Message], required: dict[str, Any], optional: dict[str, Any] | None = None
 ) -> st.SearchStrategy[Ask]:
-    return st.fixed_dictionaries(required, optional=optional or {}).map(lambda fields: Ask(kind, fields))
+    """The required fields and mostly few of the optional ones, so that most calls succeed."""
+
+    @st.composite
+    def ask(draw: st.DrawFn) -> Ask:  # without arguments, which hypothesis would print at any length
+        names = draw(st.lists(st.sampled_from(sorted(optional)), unique=True, max_size=3)) if optional else []
+        chosen = required | {name: optional[name] for name in names if optional}
+        return Ask(kind, {name: draw(value) for name, value in chosen.items()})
+
+    return ask()
 
 
 ranges = _ask(
@@ -149,7 +159,8 @@ puts = _ask(
         "ignore_lease": flags,
     },
 )
-plain_puts = _ask(PutRequest, {"key": st.sampled_from(KEYS), "value": values}, {"lease": st.sampled_from(LEASES)})
+plain_puts = _ask(PutRequest, {"key": st.sampled_from(KEYS), "value": values})
+leased_puts = _ask(PutRequest, {"key": st.sampled_from(KEYS), "value": values, "lease": st.sampled_from(LEASES)})
 deletes = _ask(DeleteRangeRequest, {"key": keys, "range_end": ends}, {"prev_kv": flags})
 
 _targets: dict[str, st.SearchStrategy[Any]] = {
@@ -178,11 +189,18 @@ def compares(draw: st.DrawFn) -> Ask:
 
 
 def _operations(txns_inside: st.SearchStrategy[Ask] | None) -> st.SearchStrategy[Ask]:
-    kinds = {"request_range": ranges, "request_put": puts, "request_delete_range": deletes}
+    kinds = [
+        ("request_range", ranges),
+        ("request_range", plain_ranges),
+        ("request_put", puts),
+        ("request_put", plain_puts),
+        ("request_put", plain_puts),
+        ("request_delete_range", deletes),
+    ]
     if txns_inside is not None:
-        kinds["request_txn"] = txns_inside
-    named = [st.builds(lambda ask, name=name: Ask(RequestOp, {name: ask}), ask) for name, ask in kinds.items()]
-    return st.one_of(*named, *named, st.just(Ask(RequestOp, {})))
+        kinds += [("request_txn", txns_inside)] * 2
+    named = [st.builds(lambda ask, name=name: Ask(RequestOp, {name: ask}), ask) for name, ask in kinds]
+    return st.one_of(*named, *named, *named, st.just(Ask(RequestOp, {})))
 
 
 def _txns(depth: int) -> st.SearchStrategy[Ask]:
@@ -213,9 +231,13 @@ def _cannot_fail_halfway(txn: Ask) -> Ask:
 txns = _txns(2).map(_cannot_fail_halfway)
 compactions = _ask(CompactionRequest, {"revision": st.one_of(past, past, revisions)}, {"physical": flags})
 hashes = _ask(HashKVRequest, {}, {"revision": revisions})
+grants = _ask(
+    LeaseGrantRequest,
+    {"ID": st.sampled_from(LEASES), "TTL": st.sampled_from((600, 1000, 5000, 9_000_000_000, 9_000_000_001))},
+)
 leases = st.one_of(
-    _ask(LeaseGrantRequest, {"ID": st.sampled_from(LEASES), "TTL": st.sampled_from((600, 1000, 9_000_000_000))}),
-    _ask(LeaseGrantRequest, {"ID": st.sampled_from(LEASES), "TTL": st.just(9_000_000_001)}),
+    grants,
+    grants,
     _ask(LeaseRevokeRequest, {"ID": lease_ids}),
     _ask(LeaseTimeToLiveRequest, {"ID": lease_ids}, {"keys": flags}),
     st.just(Ask(LeaseLeasesRequest, {})),
@@ -223,7 +245,7 @@ leases = st.one_of(
 _streams = st.integers(0, STREAMS - 1)
 _watch_fields = {
     "key": keys,
-    "range_end": ends,
+    "range_end": st.sampled_from((b"", b"", b"\0", b"c", b"d", b"\xff\xff", b"a")),
     "watch_id": st.sampled_from((0, 0, 0, 1, 2, 3, -2, 1 << 40)),
 }
 _watch_options = {"prev_kv": flags, "fragment": flags, "progress_notify": flags}
@@ -253,6 +275,7 @@ cancels = st.builds(Cancel, _streams, st.sampled_from((0, 1, 2, 3, -2, 1 << 40))
 steps: st.SearchStrategy[Step] = st.one_of(
     plain_puts,
     plain_puts,
+    leased_puts,
     puts,
     ranges,
     plain_ranges,
@@ -266,6 +289,16 @@ steps: st.SearchStrategy[Step] = st.one_of(
     st.builds(KeepAlive, lease_ids),
     watches,
     watches,
+    watches,
     cancels,
     st.builds(Progress, _streams),
 )
+
+
+@st.composite
+def sequences(draw: st.DrawFn) -> list[Step]:
+    """A few writes, so that there is something to ask for, then any steps."""
+    writes = st.one_of(plain_puts, plain_puts, grants, leased_puts)
+    # the length is drawn and not left to `lists`, whose mean length from zero on is five
+    before = [draw(writes) for _ in range(draw(st.integers(0, 12)))]
+    return before + [draw(steps) for _ in range(draw(st.integers(0, 45)))]
