@@ -1,0 +1,166 @@
+"""The command `kvorum`: reads the settings, takes the data directory and the ports, and runs the supervisor."""
+
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Final, NoReturn
+
+from kvorum import API_VERSION, __version__
+from node import datadir, listeners
+from node.child import Role
+from node.config import ClusterState, Config
+from node.datadir import DataDirError, Identity
+from node.flags import Exit, parse
+from node.flags.checks import StartFailed, check_first_start
+from node.flags.notes import Note
+from node.ids import initial_ids
+from node.init_daemon import notify_ready
+from node.listeners import ListenFailed
+from node.log import Level, Logger, LogSettings
+from node.supervisor import ENTRIES, SILENCE_LIMIT_S, Ending, Ids, Supervisor
+
+EXIT_FAILED: Final = 1
+
+
+def main() -> NoReturn:
+    """Run a member with the process's arguments and environment; end as the process should end."""
+    end(run(sys.argv, os.environ))
+
+
+def run(
+    argv: list[str],
+    environ: Mapping[str, str],
+    entries: Mapping[Role, str] = ENTRIES,
+    silence_limit_s: float = SILENCE_LIMIT_S,
+) -> Ending:
+    """Run a member until it ends. `entries` and `silence_limit_s` are the supervisor's, for tests."""
+    parsed = parse(argv, environ, lambda path: Path(path).read_bytes())
+    if isinstance(parsed, Exit):
+        sys.stdout.write(parsed.stdout)
+        sys.stderr.write(parsed.stderr)
+        sys.stdout.flush()
+        _write_notes(parsed.log, parsed.notes)
+        return Ending(None, parsed.code)
+    config = parsed.config
+    try:
+        log = Logger.open(config.log)
+    except OSError as error:
+        failed = Note(Level.WARN, "failed to verify flags", {"error": f"cannot open the log: {error}"})
+        _write_notes(LogSettings(), (failed,))
+        return Ending(None, EXIT_FAILED)
+    for note in parsed.notes:
+        log.log(note.level, note.msg, **note.fields)
+    log.info("Running: ", args=argv)
+    try:
+        return _run_member(config, environ, log, entries, silence_limit_s)
+    except (StartFailed, DataDirError, ListenFailed, OSError) as error:
+        log.fatal("discovery failed", error=str(error))
+        return Ending(None, EXIT_FAILED)
+
+
+def end(ending: Ending) -> NoReturn:
+    """End this process: with the exit code, or by the signal that stopped the member, except as pid 1 (S49)."""
+    if ending.signal is not None and os.getpid() != 1:
+        sys.stderr.flush()
+        signal.signal(ending.signal, signal.SIG_DFL)
+        os.kill(os.getpid(), ending.signal)
+    sys.exit(ending.code)
+
+
+def _run_member(
+    config: Config, environ: Mapping[str, str], log: Logger, entries: Mapping[Role, str], silence_limit_s: float
+) -> Ending:
+    datadir.prepare(config.data_dir, config.wal_dir, log)
+    lock_fd = datadir.lock(config.data_dir)
+    try:
+        _provide_certificate(config, log)
+        bound = listeners.bind(listeners.wanted(config), config.socket_reuse_port)
+        try:
+            identity = datadir.read_identity(config.data_dir)
+            if identity is None:
+                identity = _first_identity(config)
+                datadir.write_identity(config.data_dir, identity)
+            _log_start(config, identity, log)
+            supervisor = Supervisor(
+                config,
+                Ids(*identity),
+                bound,
+                lock_fd,
+                log,
+                on_ready=partial(notify_ready, environ, log),
+                entries=entries,
+                silence_limit_s=silence_limit_s,
+            )
+            ending = supervisor.run()
+        finally:
+            listeners.close(bound)
+    finally:
+        os.close(lock_fd)
+    if ending.error:
+        log.fatal("the member could not be started", error=ending.error)
+    return ending
+
+
+def _first_identity(config: Config) -> Identity:
+    cluster = dict(config.initial_cluster)
+    joining = config.initial_cluster_state is ClusterState.EXISTING
+    check_first_start(config.name, cluster, config.initial_advertise_peer_urls, joining)
+    return Identity(*initial_ids(config.name, cluster, config.initial_cluster_token))
+
+
+def _provide_certificate(config: Config, log: Logger) -> None:
+    """Make the member's own certificate if that is asked for; see that all TLS files can be read."""
+    tls = config.client_tls
+    if tls is None:
+        return
+    if config.auto_tls and not (Path(tls.cert_file).exists() and Path(tls.key_file).exists()):
+        from node.self_signed import make_certificate  # its library is large, and few ask for it
+
+        make_certificate(config, log)
+    for path in (tls.cert_file, tls.key_file, tls.trusted_ca_file):
+        if path:
+            try:
+                Path(path).read_bytes()
+            except OSError as error:
+                raise StartFailed(f"open {path}: {(error.strerror or str(error)).lower()}") from None
+
+
+def _log_start(config: Config, identity: Identity, log: Logger) -> None:
+    log.info(
+        "starting an etcd server",
+        etcd_version=API_VERSION,
+        kvorum_version=__version__,
+        name=config.name,
+        data_dir=config.data_dir,
+        wal_dir=config.wal_dir,
+        member_id=f"{identity.member_id:x}",
+        cluster_id=f"{identity.cluster_id:x}",
+        front_workers=config.front_workers,
+        heartbeat_interval_s=config.heartbeat_interval_s,
+        election_timeout_s=config.election_timeout_s,
+        snapshot_count=config.snapshot_count,
+        max_wals=config.max_wals,
+        quota_backend_bytes=config.quota_backend_bytes,
+        listen_peer_urls=[str(url) for url in config.listen_peer_urls],
+        listen_client_urls=[str(url) for url in config.listen_client_urls],
+        listen_metrics_urls=[str(url) for url in config.listen_metrics_urls],
+        advertise_client_urls=[str(url) for url in config.advertise_client_urls],
+        initial_advertise_peer_urls=[str(url) for url in config.initial_advertise_peer_urls],
+        initial_cluster_token=config.initial_cluster_token,
+        auto_compaction_mode=str(config.auto_compaction.mode),
+        feature_gates=sorted(config.feature_gates),
+    )
+
+
+def _write_notes(settings: LogSettings, notes: tuple[Note, ...]) -> None:
+    if notes:
+        log = Logger.open(settings)
+        for note in notes:
+            log.log(note.level, note.msg, **note.fields)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""What a child process of a member is given, and its first steps. Imports little: every child pays for it."""
+
+import sys
+import traceback
+from dataclasses import dataclass
+from enum import StrEnum
+
+from node.config import Config
+from node.lifeline import Lifeline, inherit, tie_to_parent
+from node.log import Logger
+from node.urls import Url
+
+
+class Role(StrEnum):
+    """What a child process does."""
+
+    FRONT = "front"
+    RAFT = "raft"
+    APPLY = "apply"
+    WATCH = "watch"
+
+
+class Serves(StrEnum):
+    """What a client listener serves."""
+
+    ALL = "grpc+http"
+    GRPC = "grpc"
+    HTTP = "http"
+    METRICS = "metrics"
+    """/metrics and the health checks, over HTTP."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A bound and listening socket, shared by all fronts. `fd` is this process's own number for it."""
+
+    url: Url
+    serves: Serves
+    fd: int
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether connections begin with TLS (`Config.client_tls`)."""
+        return self.url.is_secure
+
+    def __reduce__(self) -> tuple[type["Listener"], tuple[Url, Serves, int]]:
+        return Listener, (self.url, self.serves, inherit(self.fd))
+
+
+@dataclass(frozen=True, slots=True)
+class HeldFile:
+    """A file descriptor that a child only has to keep open: the data directory's lock."""
+
+    fd: int
+
+    def __reduce__(self) -> tuple[type["HeldFile"], tuple[int]]:
+        return HeldFile, (inherit(self.fd),)
+
+
+@dataclass(frozen=True, slots=True)
+class ChildContext:
+    """Everything that a child process knows when its `main(child)` is called.
+
+    `index` numbers the fronts from 0. `run_dir` is this generation's directory for sockets, `incarnation` its 48
+    random bits. `listeners` is empty except in fronts.
+    """
+
+    role: Role
+    index: int
+    config: Config
+    run_dir: str
+    incarnation: int
+    parent_pid: int
+    member_id: int
+    cluster_id: int
+    listeners: tuple[Listener, ...]
+    lifeline: Lifeline
+    lock: HeldFile
+
+    @property
+    def title(self) -> str:
+        return f"kvorum-{self.role}{self.index if self.role is Role.FRONT else ''}"
+
+
+def run_child(child: ChildContext, entry: str) -> None:
+    """The target of the child process: tie it to its supervisor, import `module:function`, call it with `child`.
+
+    An exception is told to the supervisor, logged with its traceback, and ends the process with 1.
+    """
+    tie_to_parent(child.parent_pid, child.title)
+    try:
+        module_name, _, function_name = entry.partition(":")
+        __import__(module_name)
+        getattr(sys.modules[module_name], function_name)(child)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        child.lifeline.failed(text)
+        trace = traceback.format_exc()
+        Logger.open(child.config.log).error("process failed", process=child.title, error=text, stacktrace=trace)
+        sys.exit(1)

@@ -1,0 +1,142 @@
+"""What a member was told: typed, checked values that every process of it reads.
+
+`node.flags.parse` makes a Config. Field names are those of the flags; a duration ends in `_s` and is in seconds.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from node.log import LogSettings
+from node.urls import Url
+
+
+class ClusterState(StrEnum):
+    """Whether the first start forms a cluster or joins one."""
+
+    NEW = "new"
+    EXISTING = "existing"
+
+
+class CompactionMode(StrEnum):
+    """What the retention of automatic compaction counts."""
+
+    PERIODIC = "periodic"
+    REVISION = "revision"
+
+
+class MetricsDetail(StrEnum):
+    """`extensive` adds the histograms of gRPC calls."""
+
+    BASIC = "basic"
+    EXTENSIVE = "extensive"
+
+
+class TlsVersion(StrEnum):
+    """A TLS protocol version as the flags name it."""
+
+    TLS12 = "TLS1.2"
+    TLS13 = "TLS1.3"
+
+
+@dataclass(frozen=True, slots=True)
+class AutoCompaction:
+    """Automatic compaction keeps a period's history, or a number of revisions; the other field is 0."""
+
+    mode: CompactionMode
+    retention_s: float
+    retention_revisions: int
+
+    @property
+    def enabled(self) -> bool:
+        return self.retention_s > 0 or self.retention_revisions > 0
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTls:
+    """TLS on the client and metrics listeners. Files are PEM; `cipher_suites` are OpenSSL's names, () its default."""
+
+    cert_file: str
+    key_file: str
+    trusted_ca_file: str
+    client_cert_auth: bool
+    min_version: TlsVersion
+    max_version: TlsVersion | None
+    cipher_suites: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One member's settings. `data_dir` and `wal_dir` are paths; an empty `wal_dir` means inside `data_dir`."""
+
+    name: str
+    data_dir: str
+    wal_dir: str
+    front_workers: int
+
+    listen_client_urls: tuple[Url, ...]
+    listen_client_http_urls: tuple[Url, ...]
+    listen_metrics_urls: tuple[Url, ...]
+    listen_peer_urls: tuple[Url, ...]
+    advertise_client_urls: tuple[Url, ...]
+    initial_advertise_peer_urls: tuple[Url, ...]
+
+    initial_cluster: tuple[tuple[str, tuple[Url, ...]], ...]
+    initial_cluster_token: str
+    initial_cluster_state: ClusterState
+    strict_reconfig_check: bool
+    max_learners: int
+
+    heartbeat_interval_s: float
+    election_timeout_s: float
+    pre_vote: bool
+    snapshot_count: int
+    snapshot_catchup_entries: int
+    max_wals: int
+    unsafe_no_fsync: bool
+
+    quota_backend_bytes: int | None
+    """None: no quota. 0 on the command line is 2 GiB here."""
+    max_txn_ops: int
+    max_request_bytes: int
+    max_concurrent_streams: int
+    grpc_keepalive_min_time_s: float
+    grpc_keepalive_interval_s: float
+    grpc_keepalive_timeout_s: float
+    socket_reuse_port: bool
+    socket_reuse_address: bool
+
+    client_tls: ClientTls | None
+    """None when no client or metrics listener is https or unixs."""
+    auto_tls: bool
+    """The certificate of `client_tls` is one that the member makes itself, if its file is not there yet."""
+    self_signed_cert_validity_years: int
+    cors: frozenset[str]
+    host_whitelist: frozenset[str]
+    enable_grpc_gateway: bool
+
+    auto_compaction: AutoCompaction
+    compaction_batch_limit: int
+    compaction_sleep_interval_s: float
+    watch_progress_notify_interval_s: float
+    warning_apply_duration_s: float
+    warning_unary_request_duration_s: float
+    metrics: MetricsDetail
+    feature_gates: frozenset[str]
+    """Names of the gates that are on."""
+
+    log: LogSettings
+
+    @property
+    def wal_path(self) -> str:
+        """Where the log's segments lie."""
+        return self.wal_dir or f"{self.data_dir}/member/wal"
+
+    @property
+    def snap_path(self) -> str:
+        """Where snapshots lie."""
+        return f"{self.data_dir}/member/snap"
+
+    @property
+    def db_path(self) -> str:
+        """Where apply's database lies."""
+        return f"{self.data_dir}/member/db"
