@@ -56,7 +56,8 @@ def attach_logs(item: pytest.Item, report: pytest.TestReport) -> None:
     """Adds the end of the log of each server that a failed test used to its report."""
     if not report.failed:
         return
-    for value in getattr(item, "funcargs", {}).values():
-        server = value if isinstance(value, Server) else getattr(value, "server", None)
+    used = getattr(item, "funcargs", {}).values()
+    servers = {value if isinstance(value, Server) else getattr(value, "server", None) for value in used}
+    for server in servers:
         if isinstance(server, Server) and server.log_path.exists():
-            report.sections.append((f"log of {server.kind.value} {server.address}", server.log_tail()))
+            report.sections.append((f"log of {server.kind.value} {server.address}", server.log_tail(20)))

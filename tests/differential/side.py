@@ -118,7 +118,7 @@ def events(stream: WatchStream, count: int, watch_id: int = 0) -> list[Event]:
         seen = [event for reply in replies if reply.watch_id == watch_id for event in reply.events]
         return seen if len(seen) >= count else []
 
-    return stream.wait(found)[:count]
+    return stream.wait(found)[:count] if count else []
 
 
 def batches(stream: WatchStream, watch_id: int = 0) -> list[WatchResponse]:
