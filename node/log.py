@@ -208,12 +208,13 @@ def _journal_sink(path: str) -> Sink:
     except OSError:
         journal.close()
         raise
+    fd = journal.detach()
 
     def write(level: Level, line: bytes) -> None:
         text = line[:-1]
         head = b"PRIORITY=%d\nSYSLOG_IDENTIFIER=kvorum\nMESSAGE\n" % _JOURNAL_PRIORITY[level]
         try:
-            journal.send(head + len(text).to_bytes(8, "little") + text + b"\n")
+            os.write(fd, head + len(text).to_bytes(8, "little") + text + b"\n")
         except OSError:
             return
 

@@ -13,7 +13,7 @@ from typing import Final
 SOCKET_PATH_MAX_BYTES: Final = 107
 """sun_path of unix(7) without its final NUL."""
 
-SOCKET_NAME_MAX_BYTES: Final = 32
+SOCKET_NAME_MAX_BYTES: Final = 24
 """What the names of the sockets in it may have."""
 
 _PREFIX: Final = "kvorum-"
@@ -28,7 +28,7 @@ def make_run_dir(data_dir: str, environ: Mapping[str, str] = os.environ) -> str:
     link = _link(data_dir)
     _remove_linked(link)
     base = Path(environ.get("XDG_RUNTIME_DIR") or environ.get("TMPDIR") or "/tmp").absolute()
-    path = base / (_PREFIX + os.urandom(8).hex())
+    path = base / (_PREFIX + os.urandom(6).hex())
     length = len(os.fsencode(path)) + 1 + SOCKET_NAME_MAX_BYTES
     if length > SOCKET_PATH_MAX_BYTES:
         raise OSError(

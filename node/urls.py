@@ -5,7 +5,8 @@ import socket
 from typing import Final, NamedTuple
 
 _SPLIT: Final = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.\-]*):)?(?://([^/?#]*))?([^?#]*)(.*)", re.DOTALL)
-_PORT: Final = re.compile(r"(?::\d*)?")
+_PORT: Final = re.compile(r"(?::[0-9]*)?")
+_ESCAPES: Final = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 class Url(NamedTuple):
@@ -71,8 +72,14 @@ def is_ip(host: str) -> bool:
 
 def quote(text: str) -> str:
     """The text in double quotes as error messages show values."""
-    out = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
-    return f'"{out}"'
+    return '"' + "".join(_ESCAPES.get(char) or _escape(char) for char in text) + '"'
+
+
+def _escape(char: str) -> str:
+    if char.isprintable():
+        return char
+    code = ord(char)
+    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def parse_url(text: str) -> Url:
@@ -95,9 +102,9 @@ def parse_url(text: str) -> Url:
     if " " in host:
         raise ValueError(f'parse {quote(text)}: invalid character " " in host name')
     _, bracket, after = host.rpartition("]")
-    port = after if bracket else host[host.find(":") :] if ":" in host else ""
+    port = after if bracket else host[host.rfind(":") :] if ":" in host else ""
     if _PORT.fullmatch(port) is None:
-        raise ValueError(f"parse {quote(text)}: invalid port {quote(port[port.rfind(':') :])} after host")
+        raise ValueError(f"parse {quote(text)}: invalid port {quote(port)} after host")
     scheme = (scheme or "").lower()
     if scheme in ("http", "https"):
         if split_host_port(host) is None:

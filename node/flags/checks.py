@@ -178,15 +178,15 @@ def check_first_start(
     if len(set(every)) != len(every):
         raise StartFailed(f"initial cluster {cluster_text(cluster)} has duplicate url")
     own = cluster[name]
-    advertised_text = ",".join(map(str, advertised))
+    own_places, advertised_places = {_place(url) for url in own}, {_place(url) for url in advertised}
     for url in own:
-        if url not in advertised:
+        if _place(url) not in advertised_places:
             raise StartFailed(
-                f"--initial-cluster has {name}={url} but missing from --initial-advertise-peer-urls={advertised_text} "
-                f"({_compared(advertised, own)})"
+                f"--initial-cluster has {name}={url} but missing from "
+                f"--initial-advertise-peer-urls={','.join(map(str, advertised))} ({_compared(advertised, own)})"
             )
     for url in advertised:
-        if url not in own:
+        if _place(url) not in own_places:
             own_text = cluster_text({name: own})
             raise StartFailed(f"--initial-advertise-peer-urls has {url} but missing from --initial-cluster={own_text}")
     if len(cluster) > 1:
@@ -197,8 +197,17 @@ def check_first_start(
         )
 
 
+def _place(url: Url) -> Url:
+    """Two URLs of the same place are the same, however localhost is written. Other names are not resolved."""
+    if not url.is_unix and url.address[0] == "localhost":
+        return url._replace(host=f"127.0.0.1:{url.address[1]}")
+    return url
+
+
 def _compared(advertised: Sequence[Url], own: Sequence[Url]) -> str:
     if len(advertised) != len(own):
-        return f"len({quote(','.join(map(str, advertised)))}) != len({quote(','.join(map(str, own)))})"
-    ours, theirs = next(pair for pair in zip(sorted(advertised, key=str), own, strict=True) if pair[0] != pair[1])
-    return f'"{ours}"(resolved from "{ours}") != "{theirs}"(resolved from "{theirs}")'
+        ours, theirs = (" ".join(quote(str(url)) for url in urls) for urls in (advertised, own))
+        return f"len([{ours}]) != len([{theirs}])"
+    pairs = zip(sorted(advertised, key=str), own, strict=True)
+    left, right = next(pair for pair in pairs if _place(pair[0]) != _place(pair[1]))
+    return f'"{left}"(resolved from "{left}") != "{right}"(resolved from "{right}")'

@@ -118,7 +118,7 @@ def _text(kind: Kind, value: object) -> str:
         if kind is Kind.BOOL:
             raise ValueError("a string")
         return value
-    if isinstance(value, int):
+    if isinstance(value, int) and kind is not Kind.BOOL:
         return str(value)
     if isinstance(value, list) and kind in (Kind.STRINGS, Kind.URLS) and all(isinstance(item, str) for item in value):
         return ",".join(value)

@@ -1,0 +1,27 @@
+"""Ids of member and cluster: those of the reference for the same flags."""
+
+from node.ids import cluster_id, initial_ids, member_id
+from node.urls import parse_urls
+
+
+def test_the_ids_of_all_defaults() -> None:
+    urls = parse_urls("http://localhost:2380")
+    assert initial_ids("default", {"default": urls}, "etcd-cluster") == (0x8E9E05C52164694D, 0xCDF818194E3A8C32)
+
+
+def test_the_order_of_urls_and_members_does_not_matter() -> None:
+    urls = parse_urls("http://10.0.0.1:2380,http://10.0.0.2:2380")
+    assert member_id(urls, "t") == member_id(reversed(urls), "t")
+    assert cluster_id([1, 2**63]) == cluster_id([2**63, 1])
+
+
+def test_another_token_is_another_cluster_and_other_members() -> None:
+    urls = parse_urls("http://localhost:2380")
+    first, second = (initial_ids("a", {"a": urls}, token) for token in ("t", "u"))
+    assert first[0] != second[0]
+    assert first[1] != second[1]
+
+
+def test_members_have_the_name_of_no_importance() -> None:
+    urls, others = parse_urls("http://a:1"), parse_urls("http://b:1")
+    assert initial_ids("a", {"a": urls, "b": others}, "t") == initial_ids("x", {"x": urls, "y": others}, "t")
