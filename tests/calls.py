@@ -1,5 +1,6 @@
 """The v3 API over grpcio, with the messages of kvorum.pb: a call is chosen by the type of its request."""
 
+import contextlib
 import queue
 import threading
 import time
@@ -175,6 +176,20 @@ class Api:
         """An open Watch stream."""
         path = "/etcdserverpb.Watch/Watch"
         return Stream(self._channel.stream_stream(path, _serialize, WatchResponse.FromString), metadata)
+
+    @contextlib.contextmanager
+    def watch_unread(self, requests: Sequence[WatchRequest]) -> Iterator[Iterator[WatchResponse]]:
+        """A Watch stream whose replies nobody reads from the socket before the caller asks for the next."""
+        path = "/etcdserverpb.Watch/Watch"
+        pending: queue.SimpleQueue[WatchRequest | None] = queue.SimpleQueue()
+        for request in requests:
+            pending.put(request)
+        call = self._channel.stream_stream(path, _serialize, WatchResponse.FromString)(iter(pending.get, None))
+        try:
+            yield call
+        finally:
+            pending.put(None)
+            call.cancel()
 
     def keep_alive(self, metadata: Metadata = ()) -> KeepAliveStream:
         """An open LeaseKeepAlive stream."""
