@@ -17,6 +17,8 @@ class _Inode:
     content: bytearray = field(default_factory=bytearray)
     synced: bytes = b""
     is_synced: bool = True
+    syncs: int = 0
+    last_sync: int = 0
 
     def crashed(self, random_source: random.Random) -> "_Inode":
         if self.is_synced:
@@ -32,6 +34,13 @@ class _Inode:
         return _Inode(new, bytes(new))
 
 
+def _apply(names: dict[str, _Inode], old: str | None, new: str | None, inode: _Inode) -> None:
+    if old is not None:
+        names.pop(old, None)
+    if new is not None:
+        names[new] = inode
+
+
 class SimulatedDisk:
     """The files of one directory; open it as often as the program restarts.
 
@@ -44,11 +53,12 @@ class SimulatedDisk:
         self.open_files = 0
         self.before: Callable[[str, str], None] = lambda operation, name: None
         self._synced_entries: dict[str, _Inode] = {}
-        self._unsynced: list[dict[str, _Inode]] = []
+        self._unsynced: list[tuple[str | None, str | None, _Inode]] = []
 
-    def changed(self) -> None:
-        """The names changed: a state that a crash may fall back before."""
-        self._unsynced.append(dict(self.entries))
+    def change(self, old: str | None, new: str | None, inode: _Inode) -> None:
+        """A file loses its old name, or gets a new one, or both at once."""
+        self._unsynced.append((old, new, inode))
+        _apply(self.entries, old, new, inode)
 
     def synced(self) -> None:
         """The names are on disk."""
@@ -56,8 +66,12 @@ class SimulatedDisk:
         self._unsynced.clear()
 
     def crash(self, random_source: random.Random) -> "SimulatedDisk":
-        """What is left after power loss: the names as of some moment since their last sync, the files in part."""
-        names = random_source.choice([self._synced_entries, *self._unsynced])
+        """What is left after power loss: of the changes since each one's last sync, any or none, in names and files."""
+        names = dict(self._synced_entries)
+        odds = random_source.choice((0.1, 0.5, 0.9))
+        for old, new, inode in self._unsynced:
+            if random_source.random() < odds:
+                _apply(names, old, new, inode)
         after = SimulatedDisk(self.free_bytes)
         after.entries = {name: inode.crashed(random_source) for name, inode in names.items()}
         after.synced()
@@ -76,6 +90,7 @@ class SimulatedFile:
 
     def __init__(self, disk: SimulatedDisk, inode: _Inode) -> None:
         self._disk, self._inode = disk, inode
+        self._in_use = False
         disk.open_files += 1
 
     def _before(self, operation: str) -> None:
@@ -121,11 +136,21 @@ class SimulatedFile:
         self._inode.is_synced = False
 
     def sync(self) -> None:
-        self._before("sync")
-        self._inode.synced = bytes(self._inode.content)
-        self._inode.is_synced = True
+        self._in_use = True
+        self._inode.syncs += 1
+        started = self._inode.syncs
+        content = bytes(self._inode.content)  # what is written while the sync runs may be missed
+        try:
+            self._before("sync")
+        finally:
+            self._in_use = False
+        if started > self._inode.last_sync:  # a sync that began later and is done already covers more
+            self._inode.last_sync = started
+            self._inode.synced = content
+            self._inode.is_synced = content == self._inode.content
 
     def close(self) -> None:
+        assert not self._in_use, "closed while a sync runs"
         assert self._disk.open_files > 0
         self._disk.open_files -= 1
 
@@ -141,8 +166,8 @@ class SimulatedDirectory:
 
     def create(self, name: str) -> SimulatedFile:
         self._disk.before("create", name)
-        inode = self._disk.entries[name] = _Inode()
-        self._disk.changed()
+        inode = _Inode()
+        self._disk.change(None, name, inode)
         return SimulatedFile(self._disk, inode)
 
     def open(self, name: str) -> SimulatedFile:
@@ -151,13 +176,13 @@ class SimulatedDirectory:
 
     def rename(self, old: str, new: str) -> None:
         self._disk.before("rename", old)
-        self._disk.entries[new] = self._disk.entries.pop(old)
-        self._disk.changed()
+        self._disk.change(old, new, self._disk.entries[old])
 
     def remove(self, name: str) -> None:
         self._disk.before("remove", name)
-        self._disk.free_bytes += len(self._disk.entries.pop(name).content)
-        self._disk.changed()
+        inode = self._disk.entries[name]
+        self._disk.free_bytes += len(inode.content)
+        self._disk.change(name, None, inode)
 
     def sync(self) -> None:
         self._disk.before("sync", ".")
