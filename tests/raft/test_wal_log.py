@@ -284,7 +284,11 @@ class TestSegments:
             assert log.release(200, 0) == []
             assert len(log.release(200, 5)) == count - 5
             assert log.segment_count == 5
+            operations: list[str] = []
+            disk.before = lambda operation, name: operations.append(operation)
             log.remove_released()
+            # Each for good before the next: else power loss could bring back one and not the one behind it.
+            assert operations == ["remove", "sync"] * (count - 5)
             assert len(disk.entries) == 5
 
     def test_release_waits_until_its_snapshot_is_synced(self, disk: SimulatedDisk) -> None:
