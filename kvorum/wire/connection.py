@@ -76,7 +76,7 @@ class Connection(Sender):
         self.encoder = hpack.Encoder()
         self.unfinished_bytes = 0
         """Received and held: incomplete messages, and what streams that are not being read have got."""
-        self._decoder = hpack.Decoder(limits.header_list_bytes, varying=b"grpc-timeout")
+        self._decoder = hpack.Decoder(limits.header_list_bytes, varying=None if self.is_client else b"grpc-timeout")
         self._block_cache: dict[bytes, Any] = {}
         self._key_cache: dict[hpack.Key, Any] = {}
         self._rest = b""
@@ -154,6 +154,7 @@ class Connection(Sender):
         unpack_head = frames.unpack_head
         streams = self.streams
         block_cache = self._block_cache
+        half_window = self.limits.stream_window_bytes >> 1
         try:
             if self._preface:
                 if size < len(self._preface):
@@ -180,15 +181,21 @@ class Connection(Sender):
                     stream = streams.get(stream_id)
                     if (
                         stream is not None
-                        and flags & 0x1
                         and length <= stream.recv_window
                         and length <= self._recv_window
                         and not stream.remote_closed
+                        and (length or flags & 0x1)
                     ):
-                        # The last DATA of a stream, unpadded: for most requests the only one.
+                        # Unpadded DATA within its windows: all that well-behaved peers send.
                         self._recv_window -= length
-                        stream.remote_closed = True
-                        self._on_data(stream, data, start, end, True)
+                        if flags & 0x1:
+                            stream.remote_closed = True
+                            self._on_data(stream, data, start, end, True)
+                        else:
+                            stream.recv_window -= length
+                            self._on_data(stream, data, start, end, False)
+                            if stream.recv_window < half_window and stream.reading:
+                                self._replenish(stream)
                         pos = end
                         continue
                 elif kind == 1 and flags & 0x2C == 0x4 and self._settings_seen:

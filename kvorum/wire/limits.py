@@ -135,6 +135,9 @@ class ClientLimits(ConnectionLimits):
     message_bytes: int = 2**31 - 1
     """The reference's client receives replies of any size the server may send."""
 
+    unfinished_bytes: int = 2**32
+    """A client has chosen its server, and asked for what it gets."""
+
     keepalive_interval_s: float | None = None
     """Ping after this much silence, while streams are open; None: never."""
 

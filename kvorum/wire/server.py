@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from kvorum.wire import frames
+from kvorum.wire.http1 import Http1Connection, Http1Handler
 from kvorum.wire.limits import ServerLimits
 from kvorum.wire.server_connection import Route, ServerConnection, ServerShared, StreamOpen, UnaryHandler
 
@@ -31,14 +32,16 @@ class Server:
         unary: Mapping[str, UnaryHandler],
         streams: Mapping[str, StreamOpen],
         limits: ServerLimits | None = None,
+        http1: Http1Handler | None = None,
     ) -> None:
-        """Paths are `/package.Service/Method`."""
+        """Paths are `/package.Service/Method`. Without `http1` a connection that is not HTTP/2 is closed."""
+        self.http1 = http1
         self.limits = limits if limits is not None else ServerLimits()
         self._shared = ServerShared(dict(unary), dict(streams), self.limits)
         self._loop = asyncio.get_running_loop()
         self._dirty: list[GrpcProtocol] = []
         self._flush_scheduled = False
-        self._protocols: set[AcceptedProtocol | GrpcProtocol] = set()
+        self._protocols: set[ServedProtocol] = set()
         self._tick_timer: asyncio.TimerHandle | None = None
         self._deadline_timer: asyncio.TimerHandle | None = None
         self._deadline_at = float("inf")
@@ -104,7 +107,7 @@ class Server:
     def shared(self) -> ServerShared:
         return self._shared
 
-    def add(self, protocol: "AcceptedProtocol | GrpcProtocol") -> bool:
+    def add(self, protocol: "ServedProtocol") -> bool:
         """Register a connection; False when there is no room for it."""
         limit = self.limits.connections
         if self._stopping or (limit is not None and len(self._protocols) >= limit):
@@ -116,11 +119,11 @@ class Server:
             self._tick_timer = self._loop.call_later(_TICK_S, self._tick)
         return True
 
-    def replace(self, old: "AcceptedProtocol", new: "GrpcProtocol") -> None:
+    def replace(self, old: "AcceptedProtocol", new: "ServedProtocol") -> None:
         self._protocols.discard(old)
         self._protocols.add(new)
 
-    def remove(self, protocol: "AcceptedProtocol | GrpcProtocol") -> None:
+    def remove(self, protocol: "ServedProtocol") -> None:
         self._protocols.discard(protocol)
         if not self._protocols and self._all_closed is not None and not self._all_closed.done():
             self._all_closed.set_result(None)
@@ -190,13 +193,26 @@ class AcceptedProtocol(asyncio.Protocol):
         assert transport is not None
         if len(seen) < len(frames.PREFACE) and frames.PREFACE.startswith(seen):
             return
+        server = self._server
+        protocol: GrpcProtocol | Http1Connection
         if seen.startswith(frames.PREFACE):
-            protocol = GrpcProtocol(self._server, transport, self._accepted_at)
-            self._server.replace(self, protocol)
-            transport.set_protocol(protocol)
-            protocol.data_received(seen)
+            protocol = GrpcProtocol(server, transport, self._accepted_at)
+        elif server.http1 is not None:
+            protocol = Http1Connection(
+                transport,
+                server.http1,
+                server.limits,
+                accepted_at=self._accepted_at,
+                peer=peer_name(transport),
+                peer_common_name=common_name(transport),
+                on_lost=server.remove,
+            )
         else:
             transport.abort()
+            return
+        server.replace(self, protocol)
+        transport.set_protocol(protocol)
+        protocol.data_received(seen)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -258,7 +274,7 @@ class GrpcProtocol(asyncio.Protocol):
         """Give this turn's output to the transport."""
         connection = self.connection
         transport = self._transport
-        if transport.is_closing():
+        if transport.is_closing() or self._close_by is not None:
             connection.out.clear()
             connection.dirty = False
             return
@@ -309,10 +325,14 @@ class GrpcProtocol(asyncio.Protocol):
         """End our side; the peer gets a moment to read why before the socket goes."""
         if self._close_by is None:
             self._close_by = self._time() + _LINGER_S
+            self.connection.lost("connection closed")
             if self._transport.can_write_eof():
                 self._transport.write_eof()
             else:
                 self._transport.close()
+
+
+ServedProtocol = AcceptedProtocol | GrpcProtocol | Http1Connection
 
 
 def peer_name(transport: asyncio.BaseTransport) -> str:

@@ -59,6 +59,7 @@ class Serving:
         loop: str = "asyncio",
         ssl: Any = None,
         unix: str | None = None,
+        port: int = 0,
         grace_s: float = 0.0,
         **more: Any,
     ) -> None:
@@ -66,6 +67,7 @@ class Serving:
         self._ssl = ssl
         self._unix = unix
         self._grace_s = grace_s
+        self.port = port
         self._started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(LOOPS[loop],))
         self.errors: list[dict[str, Any]] = []
@@ -83,7 +85,7 @@ class Serving:
         self._thread.join(DEADLINE_S)
         assert not self._thread.is_alive()
         if kind is None:
-            assert not self.errors
+            assert not self.errors, self.errors
 
     def call(self, function: Callable[[], Result]) -> Result:
         """Run on the server's loop, give its result."""
@@ -118,9 +120,10 @@ class Serving:
             self.server = Server(**self._arguments)
             if self._unix is not None:
                 listener = await self.loop.create_unix_server(self.server.protocol_factory, self._unix, ssl=self._ssl)
-                self.port = 0
             else:
-                listener = await self.loop.create_server(self.server.protocol_factory, "127.0.0.1", 0, ssl=self._ssl)
+                listener = await self.loop.create_server(
+                    self.server.protocol_factory, "127.0.0.1", self.port, ssl=self._ssl
+                )
                 self.port = listener.sockets[0].getsockname()[1]
         except BaseException as error:
             self._started.set_exception(error)
