@@ -3,14 +3,13 @@
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn
 
 from kvorum import API_VERSION, __version__
 from node import datadir, listeners
-from node.child import Role
 from node.config import ClusterState, Config
 from node.datadir import DataDirError, Identity
 from node.flags import Exit, parse
@@ -20,7 +19,7 @@ from node.ids import initial_ids
 from node.init_daemon import notify_ready
 from node.listeners import ListenFailed
 from node.log import Level, Logger, LogSettings
-from node.supervisor import ENTRIES, SILENCE_LIMIT_S, Ending, Ids, Supervisor
+from node.supervisor import Ending, Ids, Supervisor
 
 EXIT_FAILED: Final = 1
 
@@ -30,13 +29,8 @@ def main() -> NoReturn:
     end(run(sys.argv, os.environ))
 
 
-def run(
-    argv: list[str],
-    environ: Mapping[str, str],
-    entries: Mapping[Role, str] = ENTRIES,
-    silence_limit_s: float = SILENCE_LIMIT_S,
-) -> Ending:
-    """Run a member until it ends. `entries` and `silence_limit_s` are the supervisor's, for tests."""
+def run(argv: list[str], environ: Mapping[str, str], supervisor: Callable[..., Supervisor] = Supervisor) -> Ending:
+    """Run a member until it ends. Tests give another `supervisor`: the class with other limits and children."""
     parsed = parse(argv, environ, lambda path: Path(path).read_bytes())
     if isinstance(parsed, Exit):
         sys.stdout.write(parsed.stdout)
@@ -55,7 +49,7 @@ def run(
         log.log(note.level, note.msg, **note.fields)
     log.info("Running: ", args=argv)
     try:
-        return _run_member(config, environ, log, entries, silence_limit_s)
+        return _run_member(config, environ, log, supervisor)
     except (StartFailed, DataDirError, ListenFailed, OSError) as error:
         log.fatal("discovery failed", error=str(error))
         return Ending(None, EXIT_FAILED)
@@ -71,7 +65,7 @@ def end(ending: Ending) -> NoReturn:
 
 
 def _run_member(
-    config: Config, environ: Mapping[str, str], log: Logger, entries: Mapping[Role, str], silence_limit_s: float
+    config: Config, environ: Mapping[str, str], log: Logger, supervisor: Callable[..., Supervisor]
 ) -> Ending:
     datadir.prepare(config.data_dir, config.wal_dir, log)
     lock_fd = datadir.lock(config.data_dir)
@@ -84,17 +78,8 @@ def _run_member(
                 identity = _first_identity(config)
                 datadir.write_identity(config.data_dir, identity)
             _log_start(config, identity, log)
-            supervisor = Supervisor(
-                config,
-                Ids(*identity),
-                bound,
-                lock_fd,
-                log,
-                on_ready=partial(notify_ready, environ, log),
-                entries=entries,
-                silence_limit_s=silence_limit_s,
-            )
-            ending = supervisor.run()
+            on_ready = partial(notify_ready, environ, log)
+            ending = supervisor(config, Ids(*identity), bound, lock_fd, log, on_ready=on_ready).run()
         finally:
             listeners.close(bound)
     finally:

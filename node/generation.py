@@ -79,20 +79,21 @@ class Generation:
             how = f"killed by signal {-exit_status}"
         else:
             how = f"exited with {exit_status}"
-        self._fail(name, f"{error} ({how})" if error else how)
+        self.fail(name, f"{error} ({how})" if error else how)
 
     def check(self, now_s: float) -> None:
         """Fail the generation if a child was silent for too long."""
         for name, child in self._children.items():
             if not child.long_operation and now_s - child.heard_s >= self._silence_limit_s:
-                self._fail(name, f"silent for {self._silence_limit_s:g} s")
+                self.fail(name, f"silent for {self._silence_limit_s:g} s")
 
     def next_check_s(self) -> float | None:
         """When silence would next be too long; None while all are in long operations."""
         heard = [child.heard_s for child in self._children.values() if not child.long_operation]
         return min(heard) + self._silence_limit_s if heard else None
 
-    def _fail(self, name: str, reason: str) -> None:
+    def fail(self, name: str, reason: str) -> None:
+        """A child is of no use; the first reason counts."""
         if self.state in (State.STARTING, State.READY):
             self.state, self.failed_child, self.reason = State.FAILED, name, reason
 

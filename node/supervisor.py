@@ -102,7 +102,7 @@ class Supervisor:
         """
         wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         handlers = {number: signal.signal(number, _noted) for number in STOP_SIGNALS}
-        wakeup_before = signal.set_wakeup_fd(wake_w)
+        wakeup_before = signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
         self._signal_fd = wake_r
         self._poll.register(wake_r, select.POLLIN)
         try:
@@ -173,9 +173,10 @@ class Supervisor:
                 process = ChildProcess(run_child, (child, self._entries[role]), child.title)
                 try:
                     process.start()
-                except BaseException:
+                except OSError as error:  # no process or memory to be had just now
                     ours.close()
-                    raise
+                    generation.fail(_name(role, index), f"cannot be started: {error}")
+                    return generation
             self._children.append(_Running(role, _name(role, index), process, ours))
             self._poll.register(process.sentinel, select.POLLIN)
             self._poll.register(ours, select.POLLIN)
@@ -262,7 +263,10 @@ class Supervisor:
         return self._signal is not None
 
     def _stop(self, generation: Generation) -> None:
-        """Stop the roles one after the other; SIGKILL for those that are left after the limit."""
+        """Stop the roles one after the other; SIGKILL for those that are left after the limit.
+
+        A generation that has just failed cannot drain: it is killed at once.
+        """
         config = self._config
         fields = {
             "name": config.name,
@@ -271,7 +275,8 @@ class Supervisor:
             "advertise_client_urls": [str(url) for url in config.advertise_client_urls],
         }
         self._log.info("closing etcd server", **fields)
-        until_s = time.monotonic() + self._stop_limit_s
+        failed = generation.state is State.FAILED
+        until_s = time.monotonic() + (0 if failed else self._stop_limit_s)
         for role in STOP_ORDER:
             stage = [child for child in self._children if child.role is role]
             for child in stage:
@@ -280,7 +285,7 @@ class Supervisor:
             while any(child.alive for child in stage) and (left_s := until_s - time.monotonic()) > 0:
                 self._turn(generation, left_s)
         left = [child.name for child in self._children if child.alive]
-        if left:
+        if left and not failed:
             self._log.warn("processes did not stop in time and are killed", processes=left)
         self._kill_all()
         self._log.info("closed etcd server", **fields)
