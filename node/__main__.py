@@ -19,13 +19,14 @@ from node.ids import initial_ids
 from node.init_daemon import notify_ready
 from node.listeners import ListenFailed
 from node.log import Level, Logger, LogSettings
-from node.supervisor import Ending, Ids, Supervisor
+from node.supervisor import Ending, Supervisor
 
 EXIT_FAILED: Final = 1
 
 
 def main() -> NoReturn:
     """Run a member with the process's arguments and environment; end as the process should end."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the supervisor takes signals, a Ctrl-C needs no traceback
     end(run(sys.argv, os.environ))
 
 
@@ -79,7 +80,7 @@ def _run_member(
                 datadir.write_identity(config.data_dir, identity)
             _log_start(config, identity, log)
             on_ready = partial(notify_ready, environ, log)
-            ending = supervisor(config, Ids(*identity), bound, lock_fd, log, on_ready=on_ready).run()
+            ending = supervisor(config, identity, bound, lock_fd, log, on_ready=on_ready).run()
         finally:
             listeners.close(bound)
     finally:

@@ -1,5 +1,6 @@
 """What a child process of a member is given, and its first steps. Imports little: every child pays for it."""
 
+import os
 import sys
 import traceback
 from dataclasses import dataclass
@@ -88,6 +89,8 @@ def run_child(child: ChildContext, entry: str) -> None:
     An exception is told to the supervisor, logged with its traceback, and ends the process with 1.
     """
     tie_to_parent(child.parent_pid, child.title)
+    for fd in (child.lock.fd, child.lifeline.fileno(), *(listener.fd for listener in child.listeners)):
+        os.set_inheritable(fd, False)  # programs that a child runs are not the member
     try:
         module_name, _, function_name = entry.partition(":")
         __import__(module_name)

@@ -6,7 +6,7 @@ Over one SOCK_SEQPACKET socket, so a message is a packet: its first byte says wh
 import ctypes
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import Final
@@ -154,6 +154,3 @@ def tie_to_parent(parent_pid: int, title: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
-
-
-Beat = Callable[[float], None]

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from node.child import ChildContext, HeldFile, Listener, Role, Serves, run_child
 from node.config import Config
+from node.datadir import Identity
 from node.generation import Generation, Restarts, State
 from node.lifeline import TEXT_MAX_BYTES, Lifeline, Word, decode, encode
 from node.log import Logger
@@ -32,13 +33,6 @@ STOP_ORDER: Final = (Role.FRONT, Role.RAFT, Role.APPLY, Role.WATCH)
 SILENCE_LIMIT_S: Final = 10.0
 STOP_LIMIT_S: Final = 10.0
 INCARNATION_BYTES: Final = 6
-
-
-class Ids(NamedTuple):
-    """Who this member is."""
-
-    member: int
-    cluster: int
 
 
 class Ending(NamedTuple):
@@ -70,7 +64,7 @@ class Supervisor:
     def __init__(
         self,
         config: Config,
-        ids: Ids,
+        identity: Identity,
         listeners: Sequence[Listener],
         lock_fd: int,
         log: Logger,
@@ -81,7 +75,7 @@ class Supervisor:
         stop_limit_s: float = STOP_LIMIT_S,
     ) -> None:
         self._config = config
-        self._ids = ids
+        self._identity = identity
         self._listeners = tuple(listeners)
         self._lock = HeldFile(lock_fd)
         self._log = log
@@ -164,8 +158,8 @@ class Supervisor:
                     run_dir=run_dir,
                     incarnation=incarnation,
                     parent_pid=os.getpid(),
-                    member_id=self._ids.member,
-                    cluster_id=self._ids.cluster,
+                    member_id=self._identity.member_id,
+                    cluster_id=self._identity.cluster_id,
                     listeners=self._listeners if role is Role.FRONT else (),
                     lifeline=Lifeline(theirs.fileno(), self._silence_limit_s / 10),
                     lock=self._lock,

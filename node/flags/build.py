@@ -102,7 +102,9 @@ def build_config(values: Values, log: LogSettings) -> tuple[Config, list[Note]]:
         raise CheckFailed(f"unexpected clusterState {quote(state)}")
     gates = values.gates()
     checks.check_gates(gates)
-    checks.check_positive_duration("compact-hash-check-time", values.number("compact-hash-check-time"))
+    for flag in ("compact-hash-check-time", "watch-progress-notify-interval"):
+        checks.check_positive_duration(flag, values.number(flag))
+    checks.check_batch_limit("compaction-batch-limit", values.number("compaction-batch-limit"))
     least, most = values.text("tls-min-version"), values.text("tls-max-version")
     checks.check_tls_versions(least, most, values.texts("cipher-suites"))
     if not 1 <= values.number("front-workers") <= FRONT_WORKERS_MAX:

@@ -108,6 +108,12 @@ def check_positive_duration(flag: str, duration_ns: int) -> None:
         _refuse(f"--{flag} must be >0 (set to {format_duration(duration_ns)})")
 
 
+def check_batch_limit(flag: str, number: int) -> None:
+    """A batch of nothing would never come to an end."""
+    if number <= 0:
+        _refuse(f"--{flag} must be >0 (set to {number})")
+
+
 def check_tls_versions(least: str, most: str, cipher_suites: Sequence[str]) -> None:
     """S30."""
     for version in (least, most):

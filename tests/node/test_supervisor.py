@@ -13,6 +13,12 @@ import pytest
 
 from loadtest.launcher import wait_until
 from loadtest.processes import alive
+from node import datadir, generation
+from node.child import Role
+from node.datadir import Identity
+from node.flags import Start, parse
+from node.log import Level, LogFormat, Logger
+from node.supervisor import Ending, Supervisor
 from tests.node.members import READY, ROLES, TIMEOUT_S, Member
 
 MakeMember = Callable[..., Member]
@@ -265,6 +271,30 @@ class TestStop:
         member.signal(signal.SIGKILL)
         member.status()
         wait_until(member.all_gone, "the children to die", TIMEOUT_S)
+
+
+def test_a_signal_between_two_generations_ends_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process: the signal comes with the line that the log writes just before the wait."""
+    monkeypatch.setattr(generation, "BACK_OFF_S", (3600.0,))
+    parsed = parse(["kvorum", f"--data-dir={tmp_path}"], {}, lambda path: b"")
+    assert isinstance(parsed, Start)
+
+    def sink(level: Level, line: bytes) -> None:
+        if level is Level.ERROR and b"all are started again" in line:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    log = Logger((sink,), Level.INFO, LogFormat.JSON)
+    datadir.prepare(str(tmp_path), "", log)
+    lock_fd = datadir.lock(str(tmp_path))
+    handler = signal.getsignal(signal.SIGTERM)
+    entries = {Role.RAFT: "tests.node.no_such_module:main"}
+    supervisor = Supervisor(parsed.config, Identity(1, 2), (), lock_fd, log, on_ready=lambda: None, entries=entries)
+    try:
+        assert supervisor.run() == Ending(signal.SIGTERM)
+    finally:
+        os.close(lock_fd)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert not (tmp_path / "member" / "run").is_symlink()
 
 
 class TestLock:

@@ -398,6 +398,8 @@ class TestChecks:
             ),
             (("--compact-hash-check-time=0s",), "--compact-hash-check-time must be >0 (set to 0s)"),
             (("--compact-hash-check-time=-1s",), "--compact-hash-check-time must be >0 (set to -1s)"),
+            (("--watch-progress-notify-interval=0",), "--watch-progress-notify-interval must be >0 (set to 0s)"),
+            (("--compaction-batch-limit=0",), "--compaction-batch-limit must be >0 (set to 0)"),
             (
                 ("--tls-min-version=TLS1.3", "--tls-max-version=TLS1.2"),
                 "min version (TLS1.3) is greater than max version (TLS1.2)",
