@@ -95,10 +95,14 @@ def pack_read(op: int, sequence: int, body: bytes) -> bytes:
     return READ.pack(len(body), op, 0, 0, sequence) + body
 
 
-def batches(data: bytes) -> Iterator[Batch]:
-    """The batches of one log entry, in order. An unknown format stops the member: it must not guess what was agreed."""
-    at = 0
-    while at < len(data):
+def batches(data: bytes, at: int = 0, end: int | None = None) -> Iterator[Batch]:
+    """The batches of one log entry, in order: `data[at:end]`.
+
+    An unknown format stops the member: it must not guess what was agreed.
+    """
+    if end is None:
+        end = len(data)
+    while at < end:
         length, version, origin, _, size, member, incarnation, first = BATCH.unpack_from(data, at)
         assert version == FORMAT_VERSION, f"a log entry has format {version}; this release reads {FORMAT_VERSION}"
         yield Batch(origin, size, member, incarnation, first, at + BATCH.size, at + length)

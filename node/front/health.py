@@ -62,3 +62,8 @@ class HealthWatch:
 
     def on_writable(self) -> None:
         pass
+
+
+def watch(stream: Any, _head: Head) -> HealthWatch:
+    """Opens Watch calls."""
+    return HealthWatch(stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -11,7 +12,7 @@ from kvorum.errors import ApiError, Status
 from kvorum.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest
 from node import check
 from node.front.calls import Sink, unmarshal_error
-from node.front.member import Head, Member, UnaryHandler, guarded, too_large
+from node.front.member import Head, Member, UnaryHandler, admitted, guarded, too_large
 from node.requests import Op
 
 
@@ -133,6 +134,17 @@ def unary(member: Member) -> dict[str, UnaryHandler]:
 
     methods = {"Range": range_, "Put": put, "DeleteRange": delete_range, "Txn": txn, "Compact": compact}
     return {f"/etcdserverpb.KV/{name}": guarded(member, handler) for name, handler in methods.items()}
+
+
+def range_stream(member: Member) -> Callable[[Any, Head], RangeStreamCall]:
+    """Opens RangeStream calls."""
+
+    def open_(stream: Any, head: Head) -> RangeStreamCall:
+        call = RangeStreamCall(member, stream)
+        admitted(member, stream, head)
+        return call
+
+    return open_
 
 
 def parse_error(message_type: Any, message: bytes) -> Status | None:

@@ -18,7 +18,7 @@ from kvorum.pb.rpc_pb2 import (
 )
 from node.front.calls import Sink, unmarshal_error
 from node.front.kv import parse_error
-from node.front.member import Head, Member, UnaryHandler, guarded
+from node.front.member import Head, Member, UnaryHandler, admitted, guarded
 from node.requests import Op
 
 MAX_TTL_S: Final = 9_000_000_000
@@ -135,3 +135,14 @@ class KeepAliveStream:
         if not self._ended:
             self._ended = True
             self._stream.end(code, text)
+
+
+def keep_alive(member: Member) -> Callable[[Any, Head], KeepAliveStream]:
+    """Opens LeaseKeepAlive streams."""
+
+    def open_(stream: Any, head: Head) -> KeepAliveStream:
+        handler = KeepAliveStream(member, stream)
+        admitted(member, stream, head)
+        return handler
+
+    return open_

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from kvorum import errors
 from node.front.calls import Calls, Sink
@@ -42,6 +42,7 @@ class Member:
     calls: Calls
     term: int = 0
     leader: int = 0
+    cluster_version: str = ""
     requests_by_version: dict[tuple[str, str], int] = field(default_factory=dict)
     """Counts for etcd_server_client_requests_total: (client API version, kind of call) -> calls."""
 
@@ -71,8 +72,6 @@ def admit(member: Member, head: Head, kind: str) -> errors.Status | None:
             version = first
         if not member.leader and "hasleader" in metadata and metadata["hasleader"][0] == "true":
             return errors.NO_LEADER
-    elif not member.leader:
-        pass  # without metadata nobody asked for a leader
     counts = member.requests_by_version
     if len(counts) >= MAX_CLIENT_VERSIONS and (version, kind) not in counts:
         version = "other"
@@ -95,3 +94,11 @@ def guarded(member: Member, handler: UnaryHandler) -> UnaryHandler:
             sink.fail(token, *refused)
 
     return handle
+
+
+def admitted(member: Member, stream: Any, head: Head) -> bool:
+    """The same checks for a stream; one that is refused has been ended."""
+    refused = admit(member, head, "stream")
+    if refused is not None:
+        stream.end(*refused)
+    return refused is None

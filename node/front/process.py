@@ -1,0 +1,262 @@
+"""A front process of a member: it owns client connections, and turns calls into batches for raft, apply and watch."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from math import ceil
+from pathlib import Path
+from typing import Any, Final
+
+from kvorum import API_VERSION
+from kvorum.pb.internal_pb2 import ClusterVersion, Publish
+from kvorum.wire.limits import ServerLimits
+from kvorum.wire.server import Server
+from kvorum.wire.tls import server_context
+from node import event_loop
+from node.child import ChildContext, Listener, Serves
+from node.frames import HEADER_BYTES, LEADERSHIP, Frame, Kind, Process
+from node.front import health, kv, lease, maintenance
+from node.front.calls import Calls
+from node.front.member import Limits, Member
+from node.front.state import StateAsks, answer
+from node.link_zmq import Links
+from node.log import Logger
+from node.requests import Op
+
+GRPC_OVERHEAD_BYTES: Final = 512 * 1024
+"""How much larger than a request a gRPC message may be before the wire itself refuses it (P4, G1)."""
+
+BACKLOG: Final = 4096
+
+DRAIN_S: Final = 5.0
+"""How long running calls are awaited at a stop; open watches use it up."""
+
+
+class Front:
+    """The shell around the services: sockets, links and time."""
+
+    def __init__(
+        self, child: ChildContext, links: Links, logger: Logger, fail: Callable[[BaseException], None]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        config = child.config
+        self._child = child
+        self.links = links
+        self._logger = logger
+        self._fail = fail
+        self._loop = loop
+        self._me = Process.FRONT + child.index
+        self._random = random.Random()
+        limits = Limits(
+            max_request_bytes=config.max_request_bytes,
+            max_txn_ops=config.max_txn_ops,
+            min_lease_ttl_s=ceil(1.5 * config.election_timeout_s),
+            request_timeout_s=5 + 2 * config.election_timeout_s,
+        )
+        self.calls = Calls(
+            origin=self._me,
+            member=child.member_id,
+            incarnation=child.incarnation,
+            send=links.send,
+            call_soon=loop.call_soon,
+            now=time.monotonic,
+            timeout_s=limits.request_timeout_s,
+        )
+        self.states = StateAsks(links.send_control, loop.call_later)
+        self.member = Member(child.member_id, child.cluster_id, limits, self.calls)
+        member = self.member
+        unary = {
+            **kv.unary(member),
+            **lease.unary(member, lambda: self._random.getrandbits(63)),
+            **maintenance.unary(member, self.states),
+            **health.unary(),
+        }
+        streams: dict[str, Callable[[Any, Any], Any]] = {
+            "/etcdserverpb.KV/RangeStream": kv.range_stream(member),
+            "/etcdserverpb.Lease/LeaseKeepAlive": lease.keep_alive(member),
+            health.WATCH: health.watch,
+        }
+        self._servers: dict[Serves, Server] = {}
+        for serves in {listener.serves for listener in child.listeners}:
+            self._servers[serves] = Server(
+                unary=unary if serves in (Serves.ALL, Serves.GRPC) else {},
+                streams=streams if serves in (Serves.ALL, Serves.GRPC) else {},
+                limits=server_limits(child),
+            )
+        self._listeners: list[asyncio.Server] = []
+        self._serving = False
+
+    # what arrives
+
+    def on_control(self) -> bool:
+        """Takes in what the other processes say apart from the streams."""
+        for frame in self.links.receive_control():
+            kind = frame.kind
+            if kind == Kind.STATE:
+                self.states.on_state(frame)
+            elif kind == Kind.STATE_ASK:
+                self.links.send_control(frame.sender, Kind.STATE, answer(frame, self._state()))
+            elif kind == Kind.LEADERSHIP:
+                self.member.term, self.member.leader, _, _ = LEADERSHIP.unpack_from(frame.data, HEADER_BYTES)
+            else:
+                assert kind == Kind.SERVING, f"a front got a control frame of kind {kind}"
+                self._on_serving()
+        self._flush()
+        return False
+
+    def on_data(self) -> bool:
+        """Takes in replies and deliveries, then writes every connection that has output once."""
+        frames = self.links.receive()
+        for frame in frames:
+            self._on_frame(frame)
+            self.links.consume(frame.sender, frame.kind, frame.end - frame.start)
+        self._flush()
+        return bool(frames)
+
+    def _on_frame(self, frame: Frame) -> None:
+        if frame.kind == Kind.REPLIES:
+            self.calls.on_replies(frame.data)
+        else:
+            assert frame.kind == Kind.DELIVERIES, f"a front got a frame of kind {frame.kind}"
+            self.watches.on_deliveries(frame.data)
+
+    def _flush(self) -> None:
+        for server in self._servers.values():
+            server.flush()
+
+    def tick(self) -> None:
+        """See Shell."""
+        self.calls.expire()
+        self._flush()
+
+    # starting and stopping
+
+    def _on_serving(self) -> None:
+        """Apply has caught up. The first front says who this member is; then all of them take connections."""
+        if self._serving:
+            return
+        self._serving = True
+        if self._child.index == 0:
+            config = self._child.config
+            publish = Publish(
+                member_id=self._child.member_id,
+                name=config.name,
+                client_urls=[str(url) for url in config.advertise_client_urls],
+            )
+            self.calls.propose(Ignored(), 0, Op.PUBLISH, publish.SerializeToString())
+            version = ClusterVersion(version=API_VERSION)
+            self.calls.propose(Ready(self._listen), 0, Op.CLUSTER_VERSION, version.SerializeToString())
+        else:
+            self._listen()
+
+    def _listen(self) -> None:
+        task = self._loop.create_task(self._open_listeners())
+        task.add_done_callback(self._on_listening)
+
+    async def _open_listeners(self) -> None:
+        for listener in self._child.listeners:
+            self._listeners.append(await self._open(listener))
+
+    async def _open(self, listener: Listener) -> asyncio.Server:
+        sock = socket.socket(fileno=listener.fd)
+        sock.setblocking(False)
+        context = tls_context(self._child) if listener.is_secure else None
+        factory = self._servers[listener.serves].protocol_factory
+        if sock.family == socket.AF_UNIX:
+            return await self._loop.create_unix_server(factory, sock=sock, ssl=context, backlog=BACKLOG)
+        return await self._loop.create_server(factory, sock=sock, ssl=context, backlog=BACKLOG)
+
+    def _on_listening(self, task: asyncio.Task[None]) -> None:
+        error = task.exception()
+        if error is not None:
+            self._fail(error)
+            return
+        if self._child.index == 0:
+            self._logger.info(
+                "published local member to cluster through raft",
+                local_member_id=f"{self._child.member_id:x}",
+                cluster_id=f"{self._child.cluster_id:x}",
+            )
+        self._child.lifeline.ready()
+
+    async def stop(self) -> None:
+        """No new connections; running calls are awaited, then cut."""
+        for listener in self._listeners:
+            listener.close()
+        self._loop.call_later(DRAIN_S * 0.9, self._give_up)
+        await asyncio.gather(*(server.shutdown(DRAIN_S) for server in self._servers.values()))
+
+    def _give_up(self) -> None:
+        self.calls.fail_all()
+        self._flush()
+
+    def _state(self) -> dict[str, Any]:
+        return {}
+
+
+class Ignored:
+    """A sink for what nobody waits for."""
+
+    def reply(self, _token: int, _message: bytes) -> None:
+        pass
+
+    def fail(self, _token: int, _code: int, _text: str) -> None:
+        pass
+
+
+class Ready(Ignored):
+    """A sink that calls back when the request is applied."""
+
+    def __init__(self, done: Callable[[], None]) -> None:
+        self._done = done
+
+    def reply(self, _token: int, _message: bytes) -> None:
+        self._done()
+
+
+def server_limits(child: ChildContext) -> ServerLimits:
+    """The wire's limits as the flags set them."""
+    config = child.config
+    return ServerLimits(
+        message_bytes=config.max_request_bytes + GRPC_OVERHEAD_BYTES,
+        http1_body_bytes=config.max_request_bytes + GRPC_OVERHEAD_BYTES,
+        max_concurrent_streams=config.max_concurrent_streams,
+        keepalive_min_time_s=config.grpc_keepalive_min_time_s,
+        keepalive_interval_s=config.grpc_keepalive_interval_s,
+        keepalive_timeout_s=config.grpc_keepalive_timeout_s,
+    )
+
+
+def tls_context(child: ChildContext) -> ssl.SSLContext:
+    """The TLS settings of client listeners, read from their files."""
+    tls = child.config.client_tls
+    assert tls is not None, "a secure listener without TLS settings"
+    context = server_context(
+        Path(tls.cert_file),
+        Path(tls.key_file),
+        client_ca=Path(tls.trusted_ca_file) if tls.trusted_ca_file else None,
+        ciphers=":".join(tls.cipher_suites) or None,
+    )
+    versions = {"TLS1.2": ssl.TLSVersion.TLSv1_2, "TLS1.3": ssl.TLSVersion.TLSv1_3}
+    context.minimum_version = versions[tls.min_version]
+    if tls.max_version is not None:
+        context.maximum_version = versions[tls.max_version]
+    return context
+
+
+def main(child: ChildContext) -> None:
+    """Runs a front process until the supervisor says stop."""
+    logger = Logger.open(child.config.log)
+
+    def build(fail: event_loop.Fail) -> Front:
+        links = Links(child.run_dir, Process.FRONT + child.index, [Process.RAFT, Process.APPLY, Process.WATCH])
+        for sender, kind in ((Process.RAFT, Kind.REPLIES), (Process.APPLY, Kind.REPLIES)):
+            links.open(sender, kind)
+        return Front(child, links, logger, fail)
+
+    event_loop.run(child, build)
