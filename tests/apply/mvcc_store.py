@@ -6,20 +6,25 @@ from typing import Any
 
 from kvorum.pb.mvcc_pb2 import KeyValue
 from kvorum.pb.rpc_pb2 import (
+    CompactionRequest,
+    CompactionResponse,
     Compare,
     DeleteRangeRequest,
     DeleteRangeResponse,
+    HashKVRequest,
+    HashKVResponse,
     PutRequest,
     PutResponse,
     RangeRequest,
     RangeResponse,
+    RangeStreamResponse,
     RequestOp,
     TxnRequest,
     TxnResponse,
 )
 from node.apply.mvcc.database import Cursor, Database
 from node.apply.mvcc.message import Identity
-from node.apply.mvcc.store import Store
+from node.apply.mvcc.store import Reading, Store
 
 IDENTITY = Identity(cluster_id=0xCDF818194E3A8C32, member_id=0x8E9E05C52164694D, raft_term=2)
 
@@ -105,6 +110,47 @@ class StoreUnderTest:
 
     def send_txn(self, request: TxnRequest) -> TxnResponse:
         return TxnResponse.FromString(self.store.txn(request.SerializeToString()))
+
+    def send_range(self, request: RangeRequest, *, slice_rows: int | None = None) -> RangeResponse:
+        """At once, or in slices of so many rows."""
+        data = request.SerializeToString()
+        if slice_rows is None:
+            return RangeResponse.FromString(self.store.range(data))
+        reading = self.store.begin_range(data)
+        return RangeResponse.FromString(reading if isinstance(reading, bytes) else finish(reading, slice_rows))
+
+    def stream(self, request: RangeRequest, *, slice_rows: int = 1 << 30) -> list[RangeStreamResponse]:
+        stream = self.store.begin_range_stream(request.SerializeToString(), MAX_REQUEST_BYTES)
+        messages = []
+        while not stream.done:
+            message = stream.step(slice_rows)
+            if message is not None:
+                messages.append(RangeStreamResponse.FromString(message))
+        return messages
+
+    def compact(self, revision: int) -> CompactionResponse:
+        request = CompactionRequest(revision=revision)
+        return CompactionResponse.FromString(self.store.compact(request.SerializeToString()))
+
+    def delete_compacted(self, slice_rows: int = 1000) -> None:
+        """Commit, and let the compaction delete all it has to."""
+        self.commit()
+        while not self.store.compaction.step(slice_rows):
+            pass
+
+    def hash_kv(self, revision: int = 0, *, slice_rows: int = 1000) -> HashKVResponse:
+        reading = self.store.begin_hash_kv(HashKVRequest(revision=revision).SerializeToString())
+        return HashKVResponse.FromString(finish(reading, slice_rows))
+
+
+MAX_REQUEST_BYTES = 1_572_864
+
+
+def finish(reading: Reading, slice_rows: int) -> bytes:
+    """Step a reading to its end."""
+    while (message := reading.step(slice_rows)) is None:
+        pass
+    return message
 
 
 def put_op(key: bytes, value: bytes = b"", **options: Any) -> RequestOp:
