@@ -1,6 +1,7 @@
 """The open log: what was appended is there again after it is closed, in segments that come and go."""
 
 import errno
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -610,3 +611,17 @@ def test_against_a_list_of_entries(script: list[Step], cache_bytes: int) -> None
         assert log.term_of(snapshot.index) == snapshot.term
     log.close()
     assert not disk.open_files
+
+
+def test_appending_leaves_no_cyclic_garbage(disk: SimulatedDisk) -> None:
+    with create(disk, cache_bytes=2000, segment_bytes=1 << 20) as log:
+        gc.collect()
+        gc.disable()
+        try:
+            for index in range(1, 101):
+                log.append([entry(index)], HardState(1, 1, index))
+                log.sync()
+                log.read(max(1, index - 50), index + 1, 1 << 20)
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
