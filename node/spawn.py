@@ -1,9 +1,9 @@
 """Starting a child process: `multiprocess` with its spawn method, made lean.
 
 Two costs are left out (a parent with four idle children: 70 MiB and 290 ms of CPU as the library does it, 42 MiB and
-175 ms so). The library's resource tracker is a process of its
-own (9 MiB, 30 ms) that cleans up named semaphores and shared memory, of which a member has none. And it imports dill to
-pickle closures, which is 21 of its 31 ms and 4.5 of its 6.5 MiB in each process; the standard pickler does here.
+175 ms so). The library's resource tracker is a process of its own that cleans up named semaphores and shared memory, of
+which a member has none. And it imports dill to pickle closures, which is 21 of its 31 ms and 4.5 of its 6.5 MiB in each
+process; the standard pickler does here.
 """
 
 import io

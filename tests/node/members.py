@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class Member:
         self._limits = [str(silence_s), str(stop_s)]
         self._process: subprocess.Popen[bytes] | None = None
         self._pids: set[int] = set()
+        self._run_base = tempfile.TemporaryDirectory()  # its path is short, as sockets need
 
     @property
     def pid(self) -> int:
@@ -46,7 +48,7 @@ class Member:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.node.member", *self._limits, *flags, *arguments],
                 cwd=self.directory,
-                env={**clean, "PYTHONPATH": str(ROOT), **(environ or {})},
+                env={**clean, "PYTHONPATH": str(ROOT), "XDG_RUNTIME_DIR": self._run_base.name, **(environ or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
@@ -118,6 +120,7 @@ class Member:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             self._process.wait(TIMEOUT_S)
+        self._run_base.cleanup()
 
     def _ended(self) -> bool:
         return self._process is not None and self._process.poll() is not None
