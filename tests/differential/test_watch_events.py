@@ -131,7 +131,7 @@ def test_WE10_prev_kv_is_absent_when_its_revision_is_compacted(api: Side) -> Non
     assert third.prev_kv.value == b"2"
 
 
-def test_WE11_without_prev_kv_a_delete_has_no_old_value(api: Side) -> None:
+def test_WE8_WE11_without_prev_kv_a_delete_has_no_old_value(api: Side) -> None:
     api.put("a", b"1")
     with api.watch() as stream:
         api.create(stream)
