@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from kvorum import errors
 from kvorum.pb.rpc_pb2 import AlarmType
-from node.front.json_gateway import CallLater, Timer
+from node.front.json_call import CallLater, Timer
 
 Outcome = str | None
 """None when the check passed, else why it did not."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from kvorum.errors import Code
 from kvorum.wire import grpc
 from kvorum.wire.server_connection import CancelReason, StreamHandler
 from node.front import json_messages
 from node.front.exchange import JSON, Request
-from node.front.json_gateway import (
+from node.front.json_call import (
     DEADLINE_TEXT,
     REPLY_HEADERS,
-    Gateway,
     Head,
-    StreamOpen,
+    Terms,
     Timer,
     error_body,
     refuse,
@@ -24,6 +26,9 @@ from node.front.json_messages import JsonError
 from node.front.json_objects import JsonObjects
 from node.front.json_routes import Route
 
+StreamOpen = Callable[[Any, Any], StreamHandler]
+"""(stream, head) -> its handler."""
+
 
 class BodyStream:
     """One streaming call over HTTP/1.1 (J23-J26). It is the stream object that the service writes to.
@@ -31,14 +36,14 @@ class BodyStream:
     The reply begins with the first message, so that an error before it can still choose the HTTP status.
     """
 
-    def __init__(self, gateway: Gateway, request: Request, route: Route, head: Head, stream_open: StreamOpen) -> None:
+    def __init__(self, terms: Terms, request: Request, route: Route, head: Head, stream_open: StreamOpen) -> None:
         self.head = head
-        self._gateway = gateway
+        self._terms = terms
         self._request = request
         self._exchange = request.exchange
         self._route = route
         self._open = stream_open
-        self._objects = JsonObjects(gateway.text_bytes)
+        self._objects = JsonObjects(terms.text_bytes)
         self._handler: StreamHandler | None = None
         self._timer: Timer | None = None
         self._started = False
@@ -52,7 +57,7 @@ class BodyStream:
     def begin(self) -> None:
         """Opens the call at its service, and begins to read the body."""
         if self.head.timeout_s is not None:
-            self._timer = self._gateway.call_later(self.head.timeout_s, self._on_deadline)
+            self._timer = self._terms.call_later(self.head.timeout_s, self._on_deadline)
         handler = self._open(self, self.head)
         if not self._ended:  # the service may have refused at once
             self._handler = handler
@@ -68,8 +73,8 @@ class BodyStream:
         self._objects.feed(chunk)
         if self._route.client_streaming:
             self._deliver()
-        elif self._objects.buffered_bytes > self._gateway.text_bytes:
-            self._fail(*too_large(self._objects.buffered_bytes, self._gateway.message_bytes))
+        elif self._objects.buffered_bytes > self._terms.text_bytes:
+            self._fail(*too_large(self._objects.buffered_bytes, self._terms.message_bytes))
 
     def _on_body_end(self) -> None:
         if self._ended or self._half_closed:
@@ -182,13 +187,13 @@ class BodyStream:
             else:
                 self._fail(Code.INVALID_ARGUMENT, str(error))
         except OverflowError as error:
-            self._fail(*too_large(error.args[0], self._gateway.message_bytes))
+            self._fail(*too_large(error.args[0], self._terms.message_bytes))
         finally:
             self._delivering = False
 
     def _to_service(self, message: bytes) -> None:
-        if len(message) > self._gateway.message_bytes:
-            self._fail(*too_large(len(message), self._gateway.message_bytes))
+        if len(message) > self._terms.message_bytes:
+            self._fail(*too_large(len(message), self._terms.message_bytes))
             return
         self._delivered = True
         assert self._handler is not None, "a call that is not ended has its handler"

@@ -11,7 +11,8 @@ from kvorum.pb import rpc_pb2
 from kvorum.pb.rpc_pb2 import PutRequest, PutResponse, RangeRequest, RangeResponse, ResponseHeader
 from node.front.access import Access
 from node.front.exchange import Fields
-from node.front.json_gateway import Gateway, metadata_of
+from node.front.json_call import Terms, metadata_of
+from node.front.json_gateway import Gateway
 from node.front.json_routes import METHODS, PATHS, ROUTES
 from tests.front.http_fake import FakeClock, FakeExchange, FakeUnary
 
@@ -276,7 +277,7 @@ def test_p4_a_message_over_the_limit(world: World) -> None:
 
 def test_a_body_over_the_limit_is_refused_before_its_end(world: World) -> None:
     exchange = world.begin("/v3/kv/put")
-    exchange.body(b'{"x":"' + b"x" * world.gateway.text_bytes, end=False)
+    exchange.body(b'{"x":"' + b"x" * Terms(world.clock.call_later, MESSAGE_BYTES).text_bytes, end=False)
     assert (exchange.status, exchange.json["code"]) == (429, 8)
     exchange.body(b"x", b'"}')
     assert not world.put.calls
