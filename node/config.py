@@ -63,6 +63,11 @@ class ClientTls:
     max_version: TlsVersion | None
     cipher_suites: tuple[str, ...]
 
+    @property
+    def requires_client_cert(self) -> bool:
+        """A file of authorities alone asks for certificates too, as the reference does."""
+        return self.client_cert_auth or bool(self.trusted_ca_file)
+
 
 @dataclass(frozen=True, slots=True)
 class Config:

@@ -26,10 +26,7 @@ else:
         if _without_dill:
             del sys.modules["dill"]
 
-_BOOT: Final = (
-    "import sys; sys.modules['dill'] = None; from multiprocess.spawn import spawn_main; "
-    "del sys.modules['dill']; spawn_main(tracker_fd=None, pipe_handle={pipe})"
-)
+_WITHOUT_DILL: Final = "import sys; sys.modules['dill'] = None; import multiprocess.spawn; del sys.modules['dill']; "
 
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -61,11 +58,10 @@ class _Popen(popen_spawn_posix.Popen):
         self.finalizer = util.Finalize(self, _close_fds, (sentinel, parent_w))
         self.sentinel = sentinel
         try:
-            boot = _BOOT.format(pipe=child_r)
-            options = util._args_from_interpreter_flags()  # type: ignore[attr-defined]  # not in the stubs; the library's own use
-            executable = os.fsencode(sys.executable)
-            command = [executable, *options, "-c", boot, "--multiprocessing-fork", process_obj.name]
-            self.pid = util.spawnv_passfds(executable, command, [*self._passed_fds, child_r, child_w])
+            *head, program, mark = spawn.get_command_line(tracker_fd=None, pipe_handle=child_r)
+            command = [*head, _WITHOUT_DILL + program, mark, process_obj.name]
+            passed_fds = [*self._passed_fds, child_r, child_w]
+            self.pid = util.spawnv_passfds(os.fsencode(sys.executable), command, passed_fds)
         finally:
             os.close(child_r)
             os.close(child_w)
