@@ -58,7 +58,7 @@ class _Lease:
         self.id = lease_id
         self.ttl_s = ttl_s
         self.keys: set[bytes] | None = None  # made by the first key: an empty set has 216 bytes
-        self.due_s = inf  # in kept time; inf where no time is kept
+        self.due_s = inf  # in kept time, on the leader; inf before any was told, -inf once revoked
         self.slot = -1  # where `_slots` holds it; -1 for nowhere
 
 
@@ -217,7 +217,6 @@ class Lessor:
         self._due.clear()
         self._in_flight.clear()
         for lease in self._leases.values():
-            lease.due_s = inf
             lease.slot = -1
 
     def turn(self, now: float) -> None:

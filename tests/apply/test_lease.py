@@ -267,6 +267,26 @@ class TestExpiry:
             lessor.revoke(lease_id)
         assert lessor.expired(103.2) == [18, 19, 20]
 
+    def test_one_revoked_while_in_line_is_passed_over(self) -> None:
+        lessor = leader(*((lease_id, 2) for lease_id in range(1, 20)))
+        asked = [lease_id for _, lease_id in run(lessor, 100.0, 103.0)]
+        lessor.revoke(17)
+        lessor.revoke(18)
+        lessor.grant(18, 2)
+        for lease_id in asked:
+            lessor.revoke(lease_id)
+        assert lessor.expired(103.1) == [19]
+        assert lessor.leases() == [19, 18]
+
+    def test_one_in_line_twice_is_asked_for_once(self) -> None:
+        lessor = leader(*((lease_id, 2) for lease_id in range(1, 18)))
+        run(lessor, 100.0, 102.5)
+        assert lessor.keep_alive(17, 102.5) == 2
+        run(lessor, 102.5, 105.0)
+        for lease_id in range(1, 17):
+            lessor.revoke(lease_id)
+        assert run(lessor, 105.0, 106.0) == [(105.125, 17)]
+
     def test_l22_at_most_500_in_a_pass_of_half_a_second(self) -> None:
         lessor = leader(*((lease_id, 2) for lease_id in range(1, 1201)))
         run(lessor, 100.0, 102.0)
@@ -386,6 +406,16 @@ class TestLeadership:
         lessor.renew_leadership(130.0, math.inf)
         assert [now for now, _ in run(lessor, 130.0, 133.0)] == [132.25]
 
+    def test_a_renewal_after_such_a_gap_is_for_the_full_ttl_and_no_more(self) -> None:
+        lessor = Lessor()
+        lessor.grant(1, 4)
+        lessor.promote(100.0, ELECTION_S, valid_until=101.0)
+        run(lessor, 100.0, 120.0)
+        lessor.renew_leadership(120.0, math.inf)
+        assert lessor.keep_alive(1, 120.5) == 4
+        assert lessor.time_to_live(1, 120.5).ttl_s == 3
+        assert [now for now, _ in run(lessor, 120.5, 125.0)] == [124.75]
+
     def test_an_older_confirmation_takes_nothing_back(self) -> None:
         lessor = leader((1, 4))
         lessor.promote(100.0, ELECTION_S, valid_until=110.0)
@@ -490,6 +520,19 @@ class TestBounds:
         assert len(lessor._slot_heap) <= 2 * len(lessor._slots) + 65
         assert not lessor._due
         assert not lessor._fresh
+
+    def test_nor_does_granting_and_revoking(self) -> None:
+        lessor = leader()
+        for turn in range(1000):
+            lessor.grant(1, MAX_TTL_S)
+            lessor.grant(2, MAX_TTL_S)
+            lessor.revoke(1)
+            assert lessor.expired(100.0 + turn / 2) == []
+            lessor.revoke(2)
+            lessor.drain_rows()
+        assert not lessor._slots
+        assert len(lessor._slot_heap) <= 66
+        assert not lessor._rows
 
     def test_no_cyclic_garbage(self) -> None:
         lessor = leader()
