@@ -97,7 +97,10 @@ def too_large(size_bytes: int, limit_bytes: int) -> tuple[int, str]:
 
 
 def metadata_of(headers: Fields) -> grpc.Metadata:
-    """The gRPC metadata that HTTP headers become: `Authorization`, and what begins with `Grpc-Metadata-`."""
+    """The gRPC metadata that HTTP headers become: `Authorization`, and what begins with `Grpc-Metadata-`.
+
+    Raises ValueError with the name of a `-bin` header that is no base64.
+    """
     fields = []
     for name, value in headers:
         if name == b"authorization":

@@ -71,7 +71,12 @@ class Gateway:
             if timeout_s is None:
                 refuse(request, Code.INVALID_ARGUMENT, f"invalid grpc-timeout: {timeout}")
                 return
-        head = Head(route.path, metadata_of(request.exchange.headers), timeout_s, request.header(b"host") or "")
+        try:
+            metadata = metadata_of(request.exchange.headers)
+        except ValueError as error:
+            refuse(request, Code.INVALID_ARGUMENT, f"invalid binary header {error}")
+            return
+        head = Head(route.path, metadata, timeout_s, request.header(b"host") or "")
         if route.server_streaming or route.client_streaming:
             stream_open = self._streams.get(route.path)
             if stream_open is not None:

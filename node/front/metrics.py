@@ -144,7 +144,8 @@ def render(by_process: Mapping[int, Figures], asked: Iterable[int], member: Figu
         if name in figures:
             lines.append(f"# HELP {name} {series.help}\n# TYPE {name} {series.type}\n")
             _write(lines, series, figures[name])
-    return "".join(lines).encode()
+    # a label that a client chose may hold octets that are no UTF-8; it must not cost the page
+    return "".join(lines).encode("utf-8", "replace")
 
 
 def _write(lines: list[str], series: Series, figure: Any) -> None:

@@ -238,6 +238,12 @@ def test_j22_a_bad_timeout_is_refused(world: World, timeout: str) -> None:
     assert not world.put.calls
 
 
+def test_j22_a_binary_header_that_is_no_base64_is_refused(world: World) -> None:
+    exchange = world.ask("/v3/kv/put", b"{}", headers={"Grpc-Metadata-X-Bin": "!!!"})
+    assert (exchange.status, exchange.json) == (400, {"code": 3, "message": "invalid binary header x-bin"})
+    assert not world.put.calls
+
+
 def test_an_answer_may_come_later(world: World) -> None:
     world.put.answer = None
     exchange = world.ask("/v3/kv/put", b"{}")

@@ -156,6 +156,11 @@ def test_label_values_are_escaped() -> None:
     assert page["etcd_server_client_requests_total", (("client_api_version", version), ("type", "unary"))] == 1
 
 
+def test_a_label_that_is_no_utf8_does_not_cost_the_page() -> None:
+    page = render({1: client_request_figures({("\udcff", "unary"): 1})}, [], {})
+    assert b'client_api_version="?"' in page
+
+
 @pytest.mark.parametrize("value", [0, 1, 1.0, 0.1, 1e-9, 1e15, 1.5e300, float("inf"), (1 << 63) - 1])
 def test_numbers_read_back(value: float) -> None:
     assert samples(render({1: {"etcd_server_proposals_pending": value}}, [], {})) == {
