@@ -18,6 +18,9 @@ BACK_OFF_S: Final = (0.0, 0.1, 0.2, 0.4, 0.8, 1.0)
 
 LIVED_LONG_S: Final = 10.0
 
+FIRST_WORD_LIMIT_S: Final = 10.0
+"""What a child may take to load its program before it says anything, where silence is limited to less."""
+
 
 class State(Enum):
     """Where a generation stands."""
@@ -31,6 +34,7 @@ class State(Enum):
 @dataclass(slots=True)
 class _Child:
     heard_s: float
+    limit_s: float
     ready: bool = False
     long_operation: str = ""
     last_error: str = ""
@@ -40,7 +44,7 @@ class Generation:
     """The children of one generation, by name, and what was heard of them."""
 
     def __init__(self, names: Iterable[str], now_s: float, silence_limit_s: float) -> None:
-        self._children = {name: _Child(now_s) for name in names}
+        self._children = {name: _Child(now_s, max(silence_limit_s, FIRST_WORD_LIMIT_S)) for name in names}
         self._silence_limit_s = silence_limit_s
         self.state = State.STARTING
         self.failed_child = ""
@@ -51,6 +55,7 @@ class Generation:
         """A message came from a child that has not ended."""
         child = self._children[name]
         child.heard_s = now_s
+        child.limit_s = self._silence_limit_s
         match word:
             case Word.BEAT:
                 pass
@@ -84,13 +89,13 @@ class Generation:
     def check(self, now_s: float) -> None:
         """Fail the generation if a child was silent for too long."""
         for name, child in self._children.items():
-            if not child.long_operation and now_s - child.heard_s >= self._silence_limit_s:
-                self.fail(name, f"silent for {self._silence_limit_s:g} s")
+            if not child.long_operation and now_s - child.heard_s >= child.limit_s:
+                self.fail(name, f"silent for {child.limit_s:g} s")
 
     def next_check_s(self) -> float | None:
         """When silence would next be too long; None while all are in long operations."""
-        heard = [child.heard_s for child in self._children.values() if not child.long_operation]
-        return min(heard) + self._silence_limit_s if heard else None
+        due = [child.heard_s + child.limit_s for child in self._children.values() if not child.long_operation]
+        return min(due) if due else None
 
     def fail(self, name: str, reason: str) -> None:
         """A child is of no use; the first reason counts."""

@@ -34,6 +34,16 @@ def test_silence_of_one_child_fails_it() -> None:
     assert (generation.state, generation.failed_child, generation.reason) == (State.FAILED, "apply", "silent for 10 s")
 
 
+def test_a_first_word_may_take_longer() -> None:
+    generation = Generation(("apply", "raft"), 0.0, 2.0)
+    generation.heard("raft", Word.BEAT, "", 1.0)
+    assert generation.next_check_s() == 3.0
+    generation.heard("raft", Word.BEAT, "", 9.0)
+    assert generation.next_check_s() == 10.0
+    generation.check(10.0)
+    assert (generation.failed_child, generation.reason) == ("apply", "silent for 10 s")
+
+
 def test_a_long_operation_may_be_silent() -> None:
     generation = ready_generation()
     generation.heard("raft", Word.LONG_BEGIN, "open the log", 1.0)
