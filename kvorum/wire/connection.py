@@ -462,7 +462,6 @@ class Connection(Sender):
             return
         if (end - start) % 6:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS of a wrong size")
-        first = not self._settings_seen
         self._settings_seen = True
         self._charge((end - start) // 48)
         window = self.peer_initial_window
@@ -485,6 +484,8 @@ class Connection(Sender):
                     raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "bad MAX_FRAME_SIZE")
                 self.peer_max_frame = value
         # Section 6.9.2: the change applies to every open stream, and may make a window negative.
+        # The acknowledgement goes first: until the peer has it, it may hold us to the old window.
+        self.out.append(frames.SETTINGS_ACK)
         change = window - self.peer_initial_window
         self.peer_initial_window = window
         if change:
@@ -492,9 +493,7 @@ class Connection(Sender):
             for stream in list(self.streams.values()):
                 if not stream.local_closed and not self._grant_stream(stream, change):
                     raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "stream window overflows")
-        self.out.append(frames.SETTINGS_ACK)
-        if first or self.is_client:
-            self._on_settings()
+        self._on_settings()
 
     def _on_push_promise_frame(self, flags: int, stream_id: int, data: bytes, start: int, end: int) -> None:
         raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE refused")

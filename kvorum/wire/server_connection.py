@@ -362,9 +362,11 @@ class ServerConnection(Connection):
     __slots__ = (
         "_accepted_at",
         "_drain_began_at",
+        "_first_block",
         "_idle_since",
         "_last_ping_at",
         "_pinged_at",
+        "_quick_limit",
         "_sent_at_ping",
         "_strikes",
         "_trailers",
@@ -392,6 +394,11 @@ class ServerConnection(Connection):
         """CN of the verified client certificate."""
         self.draining = False
         self.max_streams = min(shared.limits.max_concurrent_streams, shared.limits.streams_hard_limit)
+        # Our blocks never use the peer's dynamic table. The first one says so by a size update to 0, which every table
+        # size the peer may ask for later allows (RFC 7541, section 4.2); so the constant blocks stay right.
+        self._first_block = b"\x20"
+        self._quick_limit = 0
+        """Largest DATA of a reply in one piece: 0 until the first block is out, then the peer's frame size."""
         self._trailers: dict[tuple[int, str, bool], bytes] = {}
         self._accepted_at = now
         self._idle_since: float | None = now
@@ -418,7 +425,7 @@ class ServerConnection(Connection):
         if (
             size <= self.credit
             and size <= call.send_window
-            and size <= self.peer_max_frame
+            and size <= self._quick_limit
             and call.remote_closed
             and not call.head.gzip
         ):
@@ -454,7 +461,7 @@ class ServerConnection(Connection):
     # For streams and calls.
 
     def send_reply_headers(self, stream: Any) -> None:
-        block = _REPLY_BLOCK_GZIP if stream.head.gzip else _REPLY_BLOCK
+        block = self._take_first_block() + (_REPLY_BLOCK_GZIP if stream.head.gzip else _REPLY_BLOCK)
         self.out.append(frames.frame(frames.HEADERS, frames.END_HEADERS, stream.id, block))
 
     def send_data(self, stream: Stream, data: bytes) -> None:
@@ -475,6 +482,8 @@ class ServerConnection(Connection):
             route.ok += 1
         self._drop_deadline(stream)
         block = self._trailer_block(code, text, headers_sent)
+        if not headers_sent:
+            block = self._take_first_block() + block
         self._send_tail(stream, frames.headers(stream.id, block, end_stream=True, max_frame_size=self.peer_max_frame))
 
     def overflow(self, stream: ServerStream) -> None:
@@ -571,6 +580,10 @@ class ServerConnection(Connection):
             settings[frames.MAX_CONCURRENT_STREAMS] = self.server_limits.max_concurrent_streams
         return settings
 
+    def _on_settings(self) -> None:
+        if not self._first_block:
+            self._quick_limit = self.peer_max_frame
+
     def _interpret(self, fields: list[hpack.Field] | None) -> Head:
         return parse_request(fields, self.shared.find)
 
@@ -626,7 +639,7 @@ class ServerConnection(Connection):
             return
         refusal = head.refusal
         assert refusal is not None
-        block = hpack.encode_stateless(
+        block = self._take_first_block() + hpack.encode_stateless(
             [
                 (b":status", b"%d" % refusal.http_status),
                 (b"content-type", grpc.CONTENT_TYPE),
@@ -709,6 +722,12 @@ class ServerConnection(Connection):
         self.goaway_sent = self.last_peer_id
         self.out.append(frames.goaway(self.last_peer_id, ErrorCode.NO_ERROR, b""))
         self._touch()
+
+    def _take_first_block(self) -> bytes:
+        """What goes before the first block of the connection."""
+        prefix, self._first_block = self._first_block, b""
+        self._quick_limit = self.peer_max_frame
+        return prefix
 
     def _drop_deadline(self, call: Any) -> None:
         if call.slot:

@@ -260,9 +260,9 @@ def test_initial_window_changes_in_flight() -> None:
     assert [frame.kind for frame in peer.feed(frames.settings({frames.INITIAL_WINDOW_SIZE: 4}))] == [frames.SETTINGS]
     assert peer.feed(frames.window_update(1, 6)) == []
     answer = peer.feed(frames.settings({frames.INITIAL_WINDOW_SIZE: 20}))
-    assert [(frame.kind, len(frame.payload)) for frame in answer] == [(frames.DATA, 16), (frames.SETTINGS, 0)]
+    assert [(frame.kind, len(frame.payload)) for frame in answer] == [(frames.SETTINGS, 0), (frames.DATA, 16)]
     answer = peer.feed(frames.settings({frames.INITIAL_WINDOW_SIZE: 100}))
-    assert [frame.kind for frame in answer] == [frames.DATA, frames.HEADERS, frames.SETTINGS]
+    assert [frame.kind for frame in answer] == [frames.SETTINGS, frames.DATA, frames.HEADERS]
 
 
 def test_the_connection_window_is_shared_in_turns() -> None:
