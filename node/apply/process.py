@@ -118,9 +118,11 @@ class Apply:
         cursor = self._machine.cursor
         links.send_control(Process.RAFT, Kind.APPLIED, APPLIED.pack(cursor.index, cursor.term))
         links.open(Process.RAFT, Kind.ENTRIES)
-        while not lifeline.stop_requested():
-            poller.poll(self._patience_ms())
-            lifeline.beat(time.monotonic())
+        lifeline_fd = lifeline.fileno()
+        while True:
+            for ready, _ in poller.poll(self._patience_ms()):
+                if ready == lifeline_fd and lifeline.stop_requested():
+                    return
             self._turn()
 
     def _patience_ms(self) -> int:
@@ -134,7 +136,7 @@ class Apply:
 
     def _turn(self) -> None:
         now = time.monotonic()
-        self._lessor.turn(now)
+        self._child.lifeline.beat(now)
         for frame in self._links.receive_control():
             self._on_control(frame)
         reads: list[Frame] = []
@@ -146,6 +148,11 @@ class Apply:
                 reads.append(frame)
         if self._entries or self._unsent:
             self._execute(now)
+        # Leases granted just now count from here, so what the execution took is never at their expense.
+        now = time.monotonic()
+        self._lessor.turn(now)
+        if not self._serving and self._machine.applied_term >= self._term > 0:
+            self._begin_serving(now)
         for frame in reads:
             self._reads.on_frame(frame)
         self._reads.unpark()
@@ -209,8 +216,6 @@ class Apply:
             self._outbox.flush()
         self._reads.retry_keep_alives()
         self._feed.on_revisions(self._store.take_events(), with_prev=True)
-        if not self._serving and self._machine.applied_term >= self._term > 0:
-            self._begin_serving(now)
 
     def _begin_serving(self, now: float) -> None:
         """The first entry of this term is applied, and with it the whole log as found at start."""
