@@ -1,12 +1,16 @@
 """The database under the store: bounds, the batch being built, failing writes, the cursor."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kvorum.errors import ApiError
+from kvorum.pb.rpc_pb2 import RangeRequest
 from node.apply.mvcc.database import Cursor, Database, Position
-from tests.apply.mvcc_store import DiskFullError, FailingDatabase
+from tests.apply.mvcc_store import DiskFullError, FailingDatabase, StoreUnderTest, delete_op, put_op, range_op, txn_op
 
 
 @pytest.fixture
@@ -121,3 +125,49 @@ def test_defragment_shrinks_the_files(database: FailingDatabase) -> None:
     database.defragment()
     assert database.size_bytes < before / 2
     assert list(database.scan(b"k", b"l")) == []
+
+
+def test_memory_of_finished_requests_is_free_without_the_collector(tmp_path: Path) -> None:
+    """Hot processes switch the cyclic collector off: no request may leave a cycle behind."""
+    store = StoreUnderTest(tmp_path / "db")
+    everything: dict[str, Any] = {"key": b"\0", "range_end": b"\0"}
+    orders: list[dict[str, Any]] = [
+        {},
+        {"limit": 2, "min_mod_revision": 1},
+        {"sort_order": 2},
+        {"sort_target": 3, "sort_order": 1},
+    ]
+
+    def requests() -> None:
+        for i in range(1200):
+            store.put(b"k%d" % i, b"v", prev_kv=True, lease=1)
+        revision = store.revision
+        store.txn([put_op(b"a"), range_op(b"a", b"z", limit=3, revision=revision - 5), txn_op([delete_op(b"a", b"c")])])
+        for options in orders:
+            for at in (0, revision - 5, revision - 1000):
+                request = RangeRequest(**everything, revision=at, **options)
+                store.send_range(request)
+                store.send_range(request, slice_rows=50)
+                store.store.begin_range(request.SerializeToString())  # given up
+        store.stream(RangeRequest(**everything, limit=30))
+        store.store.begin_range_stream(RangeRequest(**everything).SerializeToString(), 1).step(5)
+        with pytest.raises(ApiError):
+            store.get(b"k", revision=revision + 1000)
+        store.commit()
+        store.store.take_events()
+        store.store.history(revision - 1000, max_rows=100, max_bytes=1 << 20, want_prev=True)
+        store.hash_kv()
+        store.delete(b"\0", b"\0", prev_kv=True)
+        store.compact(store.revision)
+        store.delete_compacted()
+
+    requests()
+    gc.collect()
+    gc.disable()
+    try:
+        requests()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+    store.reopen()  # so that nothing holds the database's lock
+    store.store.close()

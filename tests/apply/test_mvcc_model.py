@@ -23,6 +23,7 @@ from kvorum.pb.rpc_pb2 import (
     TxnRequest,
     TxnResponse,
 )
+from node.apply.mvcc import past
 from tests.apply.mvcc_model import LEASES, Model
 from tests.apply.mvcc_store import DiskFullError, StoreUnderTest
 
@@ -87,8 +88,15 @@ def outcome(call: Any, *arguments: Any) -> Any:
 
 
 class StoreMachine(RuleBasedStateMachine):
-    @initialize(cache_bytes=st.sampled_from([0, 2000, 1 << 20]))
-    def open(self, cache_bytes: int) -> None:
+    @initialize(
+        cache_bytes=st.sampled_from([0, 2000, 1 << 20]),
+        back_rows=st.sampled_from([0, 3, past.BACK_ROWS]),
+        back_keys=st.sampled_from([1, past.BACK_KEYS]),
+    )
+    def open(self, cache_bytes: int, back_rows: int, back_keys: int) -> None:
+        self.limits = pytest.MonkeyPatch()
+        self.limits.setattr(past, "BACK_ROWS", back_rows)
+        self.limits.setattr(past, "BACK_KEYS", back_keys)
         self.directory = Path(tempfile.mkdtemp(prefix="kvorum-mvcc-"))
         self.store = StoreUnderTest(self.directory / "db", cache_bytes=cache_bytes)
         self.model = Model()
@@ -98,6 +106,7 @@ class StoreMachine(RuleBasedStateMachine):
         if hasattr(self, "store"):
             self.store.store.close()
             shutil.rmtree(self.directory)
+            self.limits.undo()
 
     @rule(request=PUTS)
     def put(self, request: PutRequest) -> None:

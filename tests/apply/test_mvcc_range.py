@@ -10,14 +10,21 @@ from kvorum import errors
 from kvorum.errors import ApiError, Status
 from kvorum.pb.mvcc_pb2 import KeyValue
 from kvorum.pb.rpc_pb2 import RangeRequest, RangeStreamResponse
+from node.apply.mvcc import past
 from node.apply.mvcc.store import SMALL_ROWS, Reading
 from tests.apply.mvcc_store import MAX_REQUEST_BYTES, StoreUnderTest, finish, keys
 
 EVERYTHING = {"key": b"\0", "range_end": b"\0"}
 
 
+@pytest.fixture(params=[0, past.BACK_ROWS], ids=["scan", "rewind"])
+def way_back(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to read a past revision, one after the other."""
+    monkeypatch.setattr(past, "BACK_ROWS", request.param)
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[StoreUnderTest]:
+def store(tmp_path: Path, way_back: None) -> Iterator[StoreUnderTest]:
     """Keys a to e, written in the order c, a, e, b, d at revisions 2 to 6; b again at 7."""
     opened = StoreUnderTest(tmp_path / "db")
     for key, value in ((b"c", b"3"), (b"a", b"5"), (b"e", b"1"), (b"b", b"9"), (b"d", b"2")):
@@ -196,7 +203,7 @@ def test_requests_for_one_key_in_every_encoding(store: StoreUnderTest) -> None:
 
 
 @pytest.fixture
-def large(tmp_path: Path) -> Iterator[StoreUnderTest]:
+def large(tmp_path: Path, way_back: None) -> Iterator[StoreUnderTest]:
     opened = StoreUnderTest(tmp_path / "db")
     for i in range(SMALL_ROWS + 500):
         opened.put(b"k%05d" % i, b"v%d" % (i % 7), lease=1)

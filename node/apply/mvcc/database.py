@@ -7,7 +7,6 @@ A failed write consumes RocksDB's WriteBatch but not `pending`, so it can be rep
 
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
-from heapq import merge
 from operator import itemgetter
 from struct import Struct
 from typing import Any, Final, NamedTuple, TypeVar, cast
@@ -233,11 +232,19 @@ def overlay(
     rows: Iterable[tuple[bytes, bytes]], changed: Iterable[tuple[bytes, bytes | None]], *, back: bool = False
 ) -> Iterator[tuple[bytes, bytes]]:
     """`rows` with `changed` laid over them, both sorted (`back`: downwards); None in `changed` takes a row away."""
-    last: bytes | None = None
-    # merge is stable over its inputs, so of two equal rows the changed one comes first and hides the other.
-    for row, value in merge(changed, rows, key=itemgetter(0), reverse=back):
-        if row == last:
-            continue
-        last = row
-        if value is not None:
-            yield row, value
+    changes = iter(changed)
+    change = next(changes, None)
+    for item in rows:
+        while change is not None and (change[0] >= item[0] if back else change[0] <= item[0]):
+            hides = change[0] == item[0]
+            if change[1] is not None:
+                yield change[0], change[1]
+            change = next(changes, None)
+            if hides:
+                break
+        else:
+            yield item
+    while change is not None:
+        if change[1] is not None:
+            yield change[0], change[1]
+        change = next(changes, None)

@@ -75,7 +75,7 @@ def read_history(
         main = main_of(row)
         if main != revision:
             if changes:
-                events.append((revision, changes))
+                events.append((revision, changes if revision != compacted_revision else _last_of_each(changes)))
                 changes = []
             if rows >= max_rows or size_bytes >= max_bytes:
                 return events, revision
@@ -96,8 +96,14 @@ def read_history(
         size_bytes += len(kv)
         changes.append((is_delete, key, deleted_key_value(key, main) if is_delete else kv, before))
     if changes:
-        events.append((revision, changes))
+        events.append((revision, changes if revision != compacted_revision else _last_of_each(changes)))
     return events, to_revision
+
+
+def _last_of_each(changes: list[Change]) -> list[Change]:
+    """What a compaction to the revision of these changes leaves of them, whether it has deleted its rows yet or not."""
+    last = {change[1]: position for position, change in enumerate(changes)}
+    return [change for position, change in enumerate(changes) if last[change[1]] == position]
 
 
 class _PreviousValues:

@@ -15,7 +15,7 @@ from kvorum.pb.mvcc_pb2 import KeyValue
 from kvorum.pb.rpc_pb2 import RangeRequest
 from node.apply.mvcc.keyspace import Keyspace, interval
 from node.apply.mvcc.message import VARINT, strip_value, varint
-from node.apply.mvcc.past import PastScan, version_at
+from node.apply.mvcc.past import PastScan, rewind, values_of, version_at
 from node.apply.mvcc.rows import CURRENT, CURRENT_END
 from node.check import has_filters
 
@@ -60,7 +60,6 @@ class RangeRead:
         "_count",
         "_database",
         "_filter",
-        "_history",
         "_keep_lease",
         "_kept",
         "_limit",
@@ -90,7 +89,6 @@ class RangeRead:
         self._kept = 0
         self._output_rows = 0
         self._past: PastScan | None = None
-        self._history: Iterator[bytes] = iter(())
         self._source: Iterator[bytes] = iter(())
         # Key order, either way, needs no sort; the other targets do, ascending when no order is given (R13, R14).
         self._sort_key = None if request.sort_target == _KEY else _SORT_KEYS[request.sort_target]
@@ -108,7 +106,7 @@ class RangeRead:
 
         start, end = interval(request.key, request.range_end)
         if 0 < request.revision < keyspace.revision:
-            self._open_past(request, start, end)
+            self._open_past(keyspace, start, end)
         else:
             self._open_current(keyspace, start, end)
 
@@ -135,29 +133,30 @@ class RangeRead:
             stop = CURRENT_END if end is None else CURRENT + end
             self._source = islice(keyspace.database.scan_values(CURRENT + current.index[first], stop), rows)
 
-    def _open_past(self, request: RangeRequest, start: bytes, end: bytes | None) -> None:
+    def _open_past(self, keyspace: Keyspace, start: bytes, end: bytes | None) -> None:
+        request = self._request
         if not request.range_end:
             row = version_at(self._database, start, request.revision)
             self._start_past([] if row is None else [row])
             return
-        self._count = 0
-        self.rows = ALL_ROWS
-        self._past = PastScan(self._database, start, end, request.revision)
+        rewound = rewind(keyspace, start, end, request.revision)
+        if rewound is None:
+            self._count = 0
+            self.rows = ALL_ROWS
+            self._past = PastScan(self._database, start, end, request.revision)
+            return
+        self._count = rewound.live_keys
+        self.rows = 0 if request.count_only else min(self._count, self._read_limit)
+        if self.rows:
+            back = self._reverse and self._sort_key is None
+            self._source = islice(rewound.values(self._database, back=back), self.rows)
 
     def _start_past(self, rows: list[bytes]) -> None:
         self._count = len(rows)
         self.rows = 0 if self._request.count_only else min(len(rows), self._read_limit)
         if self._reverse and self._sort_key is None:
             rows.reverse()
-        self._history = iter(rows[: self.rows])
-        self._source = self._history_values()
-
-    def _history_values(self) -> Iterator[bytes]:
-        while rows := list(islice(self._history, _CHUNK_ROWS)):
-            for kv in self._database.get_many(rows):
-                if kv is None:
-                    raise ApiError(errors.COMPACTED)
-                yield kv
+        self._source = values_of(self._database, rows[: self.rows])
 
     def step(self, rows: int) -> bytes | None:
         """Work off about `rows` rows, or 2 MiB; the body of the response when that was the last slice."""

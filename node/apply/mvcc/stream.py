@@ -9,7 +9,7 @@ from kvorum.errors import ApiError
 from kvorum.pb.rpc_pb2 import RangeRequest
 from node.apply.mvcc.keyspace import Keyspace, interval
 from node.apply.mvcc.message import Headers, key_of, strip_value, varint
-from node.apply.mvcc.past import PastScan
+from node.apply.mvcc.past import PastScan, rewind, values_of
 from node.apply.mvcc.ranges import ALL_ROWS, check_revision, repeated_kvs
 from node.apply.mvcc.rows import CURRENT, CURRENT_END
 
@@ -91,11 +91,16 @@ class RangeStream:
         if self._past is None:
             if self._at < keyspace.compacted_revision:
                 raise ApiError(errors.COMPACTED)
+            rewound = rewind(keyspace, self._start, self._end, self._at)
+            if rewound is not None:
+                self._counted(rewound.live_keys)
+                self._source = rewound.values(keyspace.database, back=False)
+                return True
             self._past = PastScan(keyspace.database, self._start, self._end, self._at)
         if not self._past.advance(rows):
             return False
         self._counted(len(self._past.rows))
-        self._source = self._past_values(self._past.rows)
+        self._source = values_of(keyspace.database, self._past.rows)
         self._past = None
         return True
 
@@ -105,13 +110,6 @@ class RangeStream:
         self._count = count
         limit = self._request.limit
         self._left = 0 if self._request.count_only else min(count, limit) if limit > 0 else count
-
-    def _past_values(self, rows: list[bytes]) -> Iterator[bytes]:
-        for row in rows:
-            kv = self._keyspace.database.get(row)
-            if kv is None:
-                raise ApiError(errors.COMPACTED)
-            yield kv
 
     def _message(self) -> bytes:
         chunk = self._chunk
