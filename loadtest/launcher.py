@@ -167,6 +167,9 @@ class Server:
         self.launch()
         try:
             wait_until(self.is_ready, f"{self.kind.value} to be ready")
+        except TimeoutError as error:
+            self.kill()
+            raise TimeoutError(f"{error}\n{self.log_tail()}") from None
         except BaseException:
             self.kill()
             raise

@@ -127,6 +127,9 @@ class Api:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.use_local_subchannel_pool", 1),  # a connection of its own
                 ("grpc.enable_retries", 0),
+                ("grpc.initial_reconnect_backoff_ms", 50),
+                ("grpc.min_reconnect_backoff_ms", 50),
+                ("grpc.max_reconnect_backoff_ms", 200),
             ],
         )
 
@@ -139,15 +142,23 @@ class Api:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def __call__(self, request: Message, *, metadata: Metadata = (), timeout_s: float = CALL_TIMEOUT_S) -> Any:
-        """The reply to a unary call; raises ApiError."""
+    def __call__(
+        self,
+        request: Message,
+        *,
+        metadata: Metadata = (),
+        timeout_s: float = CALL_TIMEOUT_S,
+        wait_for_ready: bool = False,
+    ) -> Any:
+        """The reply to a unary call; raises ApiError. `wait_for_ready` awaits a lost connection."""
         kind = type(request)
         call = self._calls.get(kind)
         if call is None:
             path, reply = _UNARY[kind]
             call = self._calls[kind] = self._channel.unary_unary(path, _serialize, reply.FromString)
         try:
-            return call(request, timeout=timeout_s, metadata=(*self.metadata, *metadata))
+            metadata = (*self.metadata, *metadata)
+            return call(request, timeout=timeout_s, metadata=metadata, wait_for_ready=wait_for_ready)
         except grpc.RpcError as error:
             raise ApiError(status_of(error)) from None
 
@@ -178,13 +189,16 @@ class Api:
         return Stream(self._channel.stream_stream(path, _serialize, WatchResponse.FromString), metadata)
 
     @contextlib.contextmanager
-    def watch_unread(self, requests: Sequence[WatchRequest]) -> Iterator[Iterator[WatchResponse]]:
+    def watch_unread(
+        self, requests: Sequence[WatchRequest], *, wait_for_ready: bool = False
+    ) -> Iterator[Iterator[WatchResponse]]:
         """A Watch stream whose replies nobody reads from the socket before the caller asks for the next."""
         path = "/etcdserverpb.Watch/Watch"
         pending: queue.SimpleQueue[WatchRequest | None] = queue.SimpleQueue()
         for request in requests:
             pending.put(request)
-        call = self._channel.stream_stream(path, _serialize, WatchResponse.FromString)(iter(pending.get, None))
+        method = self._channel.stream_stream(path, _serialize, WatchResponse.FromString)
+        call = method(iter(pending.get, None), wait_for_ready=wait_for_ready)
         try:
             yield call
         finally:

@@ -4,10 +4,10 @@
 the tests.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,13 +17,22 @@ from loadtest.launcher import Kind, Server, running
 SUBJECT = Kind(os.environ.get("KVORUM_SUBJECT", "kvorum"))
 
 
-def start_kvorum(
-    flags: Mapping[str, str] | None = None, directory: Path | None = None
-) -> AbstractContextManager[Server]:
+_not_ready: list[str] = []
+
+
+@contextlib.contextmanager
+def start_kvorum(flags: Mapping[str, str] | None = None, directory: Path | None = None) -> Iterator[Server]:
     """kvorum (or what KVORUM_SUBJECT puts in its place), ready to serve."""
-    if SUBJECT is Kind.KVORUM and find_spec("node.__main__") is None:
-        pytest.skip("the node package has no entry point")
-    return running(SUBJECT, flags, directory=directory)
+    if _not_ready:  # so that not every test waits for the deadline once more
+        raise RuntimeError(f"kvorum has failed to start before:\n{_not_ready[0]}")
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(running(SUBJECT, flags, directory=directory))
+        except (RuntimeError, TimeoutError) as error:
+            if not flags:
+                _not_ready.append(str(error))
+            raise
+        yield server
 
 
 def start_reference(
