@@ -14,10 +14,8 @@ if TYPE_CHECKING:
 
 
 def step_read(raft: Raft, message: Message) -> None:
-    """A leader is asked for a read index."""
-    if raft.tracker.is_singleton(raft.id):
-        _answer(raft, message, raft.raft_log.committed)
-    elif raft.committed_in_term():
+    """A leader is asked for a read index. It has none before an entry of its term is committed, not even alone."""
+    if raft.committed_in_term():
         _confirm(raft, message)
     elif len(raft.pending_reads) < raft.config.max_pending_reads:
         raft.pending_reads.append(message)
@@ -44,7 +42,8 @@ def acknowledged(raft: Raft, message: Message) -> None:
 
 def _confirm(raft: Raft, message: Message) -> None:
     # While leadership is handed on, another member may be elected within this one's lease.
-    if raft.config.read_only is ReadOnly.LEASE_BASED and raft.lead_transferee == NOBODY:
+    leased = raft.config.read_only is ReadOnly.LEASE_BASED and raft.lead_transferee == NOBODY
+    if leased or raft.tracker.is_singleton(raft.id):
         _answer(raft, message, raft.raft_log.committed)
         return
     reads = raft.read_only

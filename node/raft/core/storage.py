@@ -34,7 +34,10 @@ class Storage(Protocol):
         ...
 
     def snapshot(self) -> Snapshot | None:
-        """A snapshot for a member that needs entries older than first_index; None: not now, ask again later."""
+        """A snapshot for a member that needs entries older than first_index; None: not now, ask again later.
+
+        Of the newest state applied: a member refuses one whose configuration does not name it.
+        """
         ...
 
 
