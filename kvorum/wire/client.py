@@ -25,6 +25,7 @@ from kvorum.wire.deadlines import Deadlines
 from kvorum.wire.limits import ClientLimits
 
 _TICK_S = 1.0
+_CLOSE_S = 1.0  # for a server to take our last words
 _READ_AHEAD_BYTES = 256 * 1024
 _WRITE_HIGH = 256 * 1024
 _WRITE_LOW = 64 * 1024
@@ -156,6 +157,9 @@ class Channel:
         for protocol in protocols:
             protocol.leave()
         if protocols:
+            await asyncio.wait([protocol.lost for protocol in protocols], timeout=_CLOSE_S)
+            for protocol in protocols:
+                protocol.abort()
             await asyncio.wait([protocol.lost for protocol in protocols])
         for timer in (self._tick_timer, self._deadline_timer):
             if timer is not None:
@@ -424,9 +428,6 @@ class ClientProtocol(asyncio.Protocol):
         self.write()
         if self._transport is not None:
             self._transport.close()
-            # What a server that reads nothing has not taken is not waited for.
-            if self._transport.get_write_buffer_size():
-                self._transport.abort()
 
     def _flush_soon(self) -> None:
         self._flush_scheduled = False

@@ -7,6 +7,7 @@ a reply may begin before the body has ended, and stay open after it.
 import asyncio
 from collections.abc import Callable, Sequence
 from email.utils import formatdate
+from http import HTTPStatus
 from typing import Protocol
 
 import h11
@@ -15,6 +16,7 @@ from kvorum.wire.limits import ServerLimits
 
 Headers = Sequence[tuple[bytes, bytes]]
 
+_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 _WRITE_HIGH = 256 * 1024
 _WRITE_LOW = 64 * 1024
 _PIPELINED_BYTES = 64 * 1024  # held while an exchange is open; then the socket is not read
@@ -42,6 +44,7 @@ class Http1Exchange:
         "_on_end",
         "_whole",
         "ended",
+        "has_body",
         "headers",
         "method",
         "on_disconnect",
@@ -57,6 +60,8 @@ class Http1Exchange:
         """Path and query as they came."""
         self.headers: list[tuple[bytes, bytes]] = list(request.headers)
         """Names in lower case."""
+        names = dict(self.headers)
+        self.has_body = b"transfer-encoding" in names or names.get(b"content-length", b"0") != b"0"
         self.on_disconnect: Callable[[], None] | None = None
         self.on_writable: Callable[[], None] | None = None
         self.started = False
@@ -225,13 +230,14 @@ class Http1Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._close_by is not None:
             return
-        self._waiting_since = self._time() if self._reading_body() else self._waiting_since
+        if self._waits_for_body():
+            self._waiting_since = self._time()
         self._receive(data)
 
     def eof_received(self) -> bool:
         # A client that half-closes after its request may still want the reply; one with a stream open has left.
         exchange = self._exchange
-        if exchange is None or exchange.on_disconnect is not None or self._reading_body():
+        if exchange is None or exchange.on_disconnect is not None or self._body_is_due():
             return False
         if not self._transport.can_write_eof():
             return False  # TLS has no half-close
@@ -263,7 +269,7 @@ class Http1Connection(asyncio.Protocol):
             if now > self._close_by:
                 self._transport.abort()
             return
-        if self._exchange is not None and not self._reading_body():
+        if self._exchange is not None and not self._waits_for_body():
             return
         limits = self._limits
         if now - self._waiting_since > (limits.preface_timeout_s if self._first else limits.http1_idle_timeout_s):
@@ -290,7 +296,7 @@ class Http1Connection(asyncio.Protocol):
         out = [(b"date", formatdate(usegmt=True).encode()), *headers]
         if self._draining or self._h11.they_are_waiting_for_100_continue:
             out.append((b"connection", b"close"))
-        self._write(self._h11.send(h11.Response(status_code=status, headers=out)))
+        self._write(self._h11.send(h11.Response(status_code=status, headers=out, reason=_REASONS.get(status, b""))))
 
     def send_chunk(self, chunk: bytes) -> None:
         exchange = self._exchange
@@ -319,12 +325,19 @@ class Http1Connection(asyncio.Protocol):
         if before and not any(self._paused.values()) and not self._transport.is_closing():
             self._transport.resume_reading()
         if body:
+            self._waiting_since = self._time()
             self._pump()
 
     # Within.
 
-    def _reading_body(self) -> bool:
+    def _body_is_due(self) -> bool:
+        """Whether the client has not sent all of its request's body."""
         return self._h11.their_state is h11.SEND_BODY
+
+    def _waits_for_body(self) -> bool:
+        """Whether it is the client's turn: the handler wants more of the body."""
+        exchange = self._exchange
+        return exchange is not None and exchange.reads_body and not self._paused["body"] and self._body_is_due()
 
     def _receive(self, data: bytes) -> None:
         try:
@@ -367,7 +380,7 @@ class Http1Connection(asyncio.Protocol):
                 return False
             connection.start_next_cycle()
             self._waiting_since = self._time()
-        if exchange is not None and not exchange.reads_body and connection.their_state is h11.SEND_BODY:
+        if exchange is not None and exchange.has_body and not exchange.reads_body and self._body_is_due():
             return False
         event = connection.next_event()
         if isinstance(event, h11.Request):

@@ -3,7 +3,6 @@
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from hpack import Decoder, Encoder
 
@@ -14,6 +13,7 @@ from kvorum.wire.connection import Connection
 from kvorum.wire.frames import ErrorCode
 from kvorum.wire.limits import ClientLimits, ServerLimits
 from kvorum.wire.server_connection import ServerConnection, ServerShared, StreamOpen, UnaryHandler
+from tests.wire.serving import echo
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -128,7 +128,7 @@ class ServerPeer(Peer):
         limits: ServerLimits | None = None,
     ) -> None:
         super().__init__()
-        default: dict[str, UnaryHandler] = {"/t.S/Echo": lambda core, at, head, text: _ignore(core.reply(at, text))}
+        default: dict[str, UnaryHandler] = {"/t.S/Echo": echo}
         self.shared = ServerShared(
             dict(unary if unary is not None else default), dict(streams or {}), limits or ServerLimits()
         )
@@ -200,7 +200,3 @@ def reset(answer: list[Frame], stream_id: int) -> ErrorCode:
     """Code of the RST_STREAM that must be the only frame."""
     assert [(frame.kind, frame.stream_id) for frame in answer] == [(frames.RST_STREAM, stream_id)], answer
     return ErrorCode(answer[0].number)
-
-
-def _ignore(value: Any) -> None:
-    pass

@@ -8,7 +8,7 @@ from kvorum.wire.head import Head
 from kvorum.wire.limits import ServerLimits
 from kvorum.wire.server_connection import ServerConnection, ServerStream
 from tests.wire.peer import SETTINGS, Frame, ServerPeer, data, goaway, message, request_fields, reset
-from tests.wire.serving import Echo
+from tests.wire.serving import Echo, echo
 
 
 def keep(core: ServerConnection, stream_id: int, head: Head, text: bytes) -> None:
@@ -18,7 +18,7 @@ def keep(core: ServerConnection, stream_id: int, head: Head, text: bytes) -> Non
 @pytest.fixture
 def peer() -> ServerPeer:
     return ServerPeer(
-        unary={"/t.S/Echo": lambda core, at, head, text: bool(core.reply(at, text)) and None, "/t.S/Keep": keep},
+        unary={"/t.S/Echo": echo, "/t.S/Keep": keep},
         streams={"/t.S/Chat": Echo},
     ).started()
 

@@ -232,10 +232,10 @@ class H2Server:
                 moved = True
         for stream_id in list(self.echoes):
             room = min(self.h2.local_flow_control_window(stream_id), self.h2.max_outbound_frame_size, size)
-            part = self.echoes[stream_id][: max(room, 0)]
-            if part:
-                self.h2.send_data(stream_id, part)
-                self.echoes[stream_id] = self.echoes[stream_id][len(part) :]
+            text = self.echoes[stream_id][: max(room, 0)]
+            if text:
+                self.h2.send_data(stream_id, text)
+                self.echoes[stream_id] = self.echoes[stream_id][len(text) :]
                 moved = True
             if stream_id in self.half_closed and not self.echoes[stream_id]:
                 self.h2.send_headers(stream_id, [(b"grpc-status", b"0")], end_stream=True)
@@ -267,9 +267,9 @@ class H2Server:
                 stream.half_close()
                 self.calls.append((stream, collector, messages))
             case ("cancel",):
-                for at, (call, collector, _) in enumerate(self.calls):
+                for at, (open_call, collector, _) in enumerate(self.calls):
                     if not collector.ends:
-                        core.abandon(call, 1, "")
+                        core.abandon(open_call, 1, "")
                         self.cancelled.add(at)
                         break
             case ("settings", values):
