@@ -117,7 +117,7 @@ class StoreUnderTest:
         if slice_rows is None:
             return RangeResponse.FromString(self.store.range(data))
         reading = self.store.begin_range(data)
-        return RangeResponse.FromString(reading if isinstance(reading, bytes) else finish(reading, slice_rows))
+        return RangeResponse.FromString(finish(reading, slice_rows))
 
     def stream(self, request: RangeRequest, *, slice_rows: int = 1 << 30) -> list[RangeStreamResponse]:
         stream = self.store.begin_range_stream(request.SerializeToString(), MAX_REQUEST_BYTES)
@@ -146,8 +146,10 @@ class StoreUnderTest:
 MAX_REQUEST_BYTES = 1_572_864
 
 
-def finish(reading: Reading, slice_rows: int) -> bytes:
-    """Step a reading to its end."""
+def finish(reading: bytes | Reading, slice_rows: int) -> bytes:
+    """Step a reading to its end; a reply given at once is one already."""
+    if isinstance(reading, bytes):
+        return reading
     while (message := reading.step(slice_rows)) is None:
         pass
     return message

@@ -79,7 +79,7 @@ class Compaction:
         return next((stored for stored in self._hashes if stored.revision == revision), None)
 
     def step(self, rows: int) -> bool:
-        """Do one slice of about `rows` rows, with one write of its own; True when idle.
+        """Do one slice of about `rows` rows, 12 us each, with one write of its own; True when idle.
 
         Does nothing while the batch that scheduled it is not committed. Raises the database's error; the slice is then
         repeated by the next call.

@@ -51,7 +51,8 @@ class Position(NamedTuple):
 
 
 def _options() -> Options:
-    """RocksDB's settings; figures for a million keys of 256 bytes are in the decision record of the store."""
+    """RocksDB's settings. With a million keys of 256 bytes they make 700 MiB of files and 220 MiB resident after all
+    were written; a fresh process opens the store in 0.6 s and holds 65 MiB, most of it the index of keys."""
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     table = BlockBasedOptions()

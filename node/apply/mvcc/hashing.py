@@ -89,6 +89,10 @@ class HashRun:
             self.result = self.result._replace(hash=self._sum if self._live else self._sum_if_dead)
         return at_end
 
+    def body(self) -> bytes:
+        """The HashKVResponse without its header."""
+        return self.result.body()
+
     def _add(self, row: bytes, kv: bytes, kept: list[bytes], kept_if_dead: list[bytes]) -> None:
         main = row[1:9]
         is_tombstone = len(row) == _TOMBSTONE_ROW_BYTES
@@ -135,3 +139,7 @@ class StorageHash:
             self.sum, b"".join(row + value for row, value in chunk if not row.startswith(META))
         )
         return len(chunk) < rows
+
+    def body(self) -> bytes:
+        """The HashResponse without its header."""
+        return b"\x10" + varint(self.sum)

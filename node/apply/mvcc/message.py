@@ -5,6 +5,7 @@ object instead costs 0.9 us against 0.2 us for the join, parsing it back 0.25 us
 ordinary protobuf: fields in number order, zero fields left out (behaviour.md H3).
 """
 
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from kvorum.pb.mvcc_pb2 import KeyValue
@@ -74,6 +75,14 @@ def strip_value(kv: bytes, *, keep_lease: bool) -> bytes:
     tail = len(lease) + (1 + len(varint(value_size)) + value_size if value_size else 0)
     head = kv[: len(kv) - tail]
     return head + lease if keep_lease else head
+
+
+def repeated(tag: bytes, messages: Iterable[bytes]) -> bytes:
+    """Messages as a repeated field, `tag` being that of the field."""
+    parts: list[bytes] = []
+    for message in messages:
+        parts += (tag, varint(len(message)), message)
+    return b"".join(parts)
 
 
 class Identity(NamedTuple):

@@ -5,7 +5,7 @@ database in one atomic write. When that write fails, nothing is lost: the same `
 go on meanwhile.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 from kvorum import errors
@@ -26,6 +26,7 @@ from node.apply.mvcc.history import KeyRanges, read_history
 from node.apply.mvcc.keyspace import Event, Keyspace, Leases
 from node.apply.mvcc.message import VARINT, Headers, Identity, varint
 from node.apply.mvcc.ranges import ALL_ROWS, RangeRead, range_at_once
+from node.apply.mvcc.reading import Reading
 from node.apply.mvcc.rows import CURRENT, CURRENT_END
 from node.apply.mvcc.stream import RangeStream
 from node.apply.mvcc.txn import (
@@ -38,27 +39,37 @@ from node.apply.mvcc.txn import (
     put_values,
 )
 
+__all__ = ["Reading", "Store"]
+
 CACHE_BYTES: Final = 32 * MIB
 
 # A range of up to so many rows is answered at once: about a millisecond.
 SMALL_ROWS: Final = 1000
 
 
-class Reading:
-    """A reply that takes time: `step` until it gives the message.
+class _Hashing(Reading):
+    """A checksum: steps `run` until it is done, then takes the body from it."""
 
-    Each step works off about so many rows, of 0.3 to 5 us each, or 2 MiB of them. Raises what the request may raise.
-    """
+    __slots__ = ("_header", "_run")
 
-    __slots__ = ("_header", "_step")
-
-    def __init__(self, header: bytes, step: Callable[[int], bytes | None]) -> None:
+    def __init__(self, header: bytes, run: HashRun | StorageHash) -> None:
         self._header = header
-        self._step = step
+        self._run = run
 
     def step(self, rows: int) -> bytes | None:
-        body = self._step(rows)
-        return None if body is None else self._header + body
+        return self._header + self._run.body() if self._run.step(rows) else None
+
+
+class _Ready(Reading):
+    """A reply that is there already."""
+
+    __slots__ = ("_reply",)
+
+    def __init__(self, reply: bytes) -> None:
+        self._reply = reply
+
+    def step(self, rows: int) -> bytes | None:
+        return self._reply
 
 
 class Store:
@@ -197,7 +208,7 @@ class Store:
         key = _lone_key(request)
         if key is not None:
             return self._get(key)
-        return self.header() + range_at_once(self.keyspace, RangeRequest.FromString(request))
+        return range_at_once(self.keyspace, RangeRequest.FromString(request), self.header())
 
     def _get(self, key: bytes) -> bytes:
         keyspace = self.keyspace
@@ -216,40 +227,36 @@ class Store:
             )
         )
 
-    def begin_range(self, request: bytes) -> "bytes | Reading":
+    def begin_range(self, request: bytes) -> bytes | Reading:
         """As `range`, but a long one as a `Reading`, to be stepped while others are served."""
         key = _lone_key(request)
         if key is not None:
             return self._get(key)
-        read = RangeRead(self.keyspace, RangeRequest.FromString(request))
-        header = self.header()
-        if read.rows <= SMALL_ROWS and (body := read.step(ALL_ROWS)) is not None:
-            return header + body
-        return Reading(header, read.step)
+        read = RangeRead(self.keyspace, RangeRequest.FromString(request), self.header())
+        if read.rows <= SMALL_ROWS and (response := read.step(ALL_ROWS)) is not None:
+            return response
+        return read
 
     def begin_range_stream(self, request: bytes, max_request_bytes: int) -> RangeStream:
         """RangeRequest to RangeStreamResponses, one by one. Raises FutureRev, Compacted."""
         return RangeStream(self.keyspace, self._headers, RangeRequest.FromString(request), max_request_bytes)
 
-    def begin_hash_kv(self, request: bytes) -> "Reading":
+    def begin_hash_kv(self, request: bytes) -> Reading:
         """HashKVRequest to HashKVResponse. Raises FutureRev, Compacted (H6)."""
         revision = HashKVRequest.FromString(request).revision
-        header = self.header()
         stored = self.compaction.hash_of(revision) if revision > 0 else None
         if stored is not None:
-            body = stored.body()
-            return Reading(header, lambda rows: body)
+            return _Ready(self.header() + stored.body())
         if revision > self.keyspace.committed_revision:
             raise ApiError(errors.FUTURE_REV)
         if 0 < revision < self.keyspace.compacted_revision:
             raise ApiError(errors.COMPACTED)
-        run = HashRun(self.database, revision or self.keyspace.committed_revision, self.keyspace.compacted_revision)
-        return Reading(header, lambda rows: run.result.body() if run.step(rows) else None)
+        asked = revision or self.keyspace.committed_revision
+        return _Hashing(self.header(), HashRun(self.database, asked, self.keyspace.compacted_revision))
 
-    def begin_hash(self) -> "Reading":
+    def begin_hash(self) -> Reading:
         """HashResponse: over the whole storage."""
-        run = StorageHash(self.database)
-        return Reading(self.header(), lambda rows: b"\x10" + varint(run.sum) if run.step(rows) else None)
+        return _Hashing(self.header(), StorageHash(self.database))
 
     def history(
         self,

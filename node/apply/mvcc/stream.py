@@ -8,9 +8,9 @@ from kvorum import errors
 from kvorum.errors import ApiError
 from kvorum.pb.rpc_pb2 import RangeRequest
 from node.apply.mvcc.keyspace import Keyspace, interval
-from node.apply.mvcc.message import Headers, key_of, strip_value, varint
+from node.apply.mvcc.message import Headers, key_of, repeated, strip_value, varint
 from node.apply.mvcc.past import PastScan, rewind, values_of
-from node.apply.mvcc.ranges import ALL_ROWS, check_revision, repeated_kvs
+from node.apply.mvcc.ranges import ALL_ROWS, check_revision
 from node.apply.mvcc.rows import CURRENT, CURRENT_END
 
 _FIRST_ROWS: Final = 10
@@ -119,7 +119,7 @@ class RangeStream:
             self._start = key_of(chunk[-1]) + b"\0"
         if self._request.keys_only:
             chunk = [strip_value(kv, keep_lease=False) for kv in chunk]
-        body = repeated_kvs(chunk)
+        body = repeated(b"\x12", chunk)
         if self._chunk_rows < ALL_ROWS:
             if len(body) < self._max_request_bytes // 2:
                 self._chunk_rows *= 2

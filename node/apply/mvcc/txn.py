@@ -15,8 +15,8 @@ from kvorum.pb.mvcc_pb2 import KeyValue
 from kvorum.pb.rpc_pb2 import Compare, DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest
 from node.apply.mvcc.current import Entry
 from node.apply.mvcc.keyspace import Change, Keyspace, interval
-from node.apply.mvcc.message import INNER_TXN_HEADER, Headers, varint
-from node.apply.mvcc.ranges import range_at_once, repeated_kvs
+from node.apply.mvcc.message import INNER_TXN_HEADER, Headers, repeated, varint
+from node.apply.mvcc.ranges import range_at_once
 from node.apply.mvcc.rows import CURRENT, CURRENT_END
 
 _EQUAL: Final = Compare.CompareResult.EQUAL
@@ -232,7 +232,7 @@ def execute(keyspace: Keyspace, path: Path, writing: Writing) -> bytes:
         if isinstance(step, PutRequest):
             tag, body = b"\x12", _put(keyspace, step, writing)
         elif isinstance(step, RangeRequest):
-            tag, body = b"\n", Headers.inner(keyspace.revision) + range_at_once(keyspace, step)
+            tag, body = b"\n", range_at_once(keyspace, step, Headers.inner(keyspace.revision))
         elif isinstance(step, DeleteRangeRequest):
             deleted = delete_body(writing, step)
             tag, body = b"\x1a", Headers.inner(keyspace.revision) + deleted
@@ -263,4 +263,4 @@ def prev_kv_field(request: PutRequest, previous: Entry | None) -> bytes:
 def delete_body(writing: Writing, request: DeleteRangeRequest) -> bytes:
     """Delete, and return the DeleteRangeResponse without its header."""
     deleted, prev_kvs = writing.delete(request.key, request.range_end, prev_kv=request.prev_kv)
-    return (b"\x10" + varint(deleted) if deleted else b"") + repeated_kvs(prev_kvs, b"\x1a")
+    return (b"\x10" + varint(deleted) if deleted else b"") + repeated(b"\x1a", prev_kvs)
