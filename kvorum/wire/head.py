@@ -91,6 +91,7 @@ class Head:
         head.timeout_s = grpc.parse_timeout(text)
         if head.timeout_s is None and head.refusal is None:
             head.refusal = _bad_timeout(text)
+            head.route = None
         return head
 
 
