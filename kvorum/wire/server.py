@@ -15,7 +15,8 @@ from typing import Any, cast
 from kvorum.wire import frames
 from kvorum.wire.http1 import Http1Connection, Http1Handler
 from kvorum.wire.limits import ServerLimits
-from kvorum.wire.server_connection import Route, ServerConnection, ServerShared, StreamOpen, UnaryHandler
+from kvorum.wire.routes import Route, ServerShared, StreamOpen, UnaryHandler
+from kvorum.wire.server_connection import ServerConnection
 
 _TICK_S = 1.0
 _LINGER_S = 2.0  # for the peer to read our last words before the socket is closed under it

@@ -1,18 +1,29 @@
 """The server's side of one gRPC connection, without I/O: requests to handlers, replies to octets."""
 
 from collections.abc import Callable
-from enum import Enum
 from struct import Struct
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from kvorum.errors import Code
 from kvorum.wire import frames, grpc, hpack
 from kvorum.wire.connection import Connection, ConnectionFault
-from kvorum.wire.deadlines import Deadlines
 from kvorum.wire.flow import Stream
 from kvorum.wire.frames import ErrorCode
-from kvorum.wire.head import Head, Refusal, parse_request
-from kvorum.wire.limits import ServerLimits
+from kvorum.wire.head import Head, parse_request
+from kvorum.wire.routes import (
+    CancelReason,
+    Route,
+    ServerShared,
+    StreamHandler,
+    StreamOpen,
+    StreamRoute,
+    UnaryHandler,
+    UnaryRoute,
+)
+from kvorum.wire.server_calls import ServerStream, UnaryCall
+
+# What a handler is written with, from one place.
+__all__ = ["CancelReason", "Route", "ServerConnection", "ServerStream", "StreamHandler", "StreamOpen", "UnaryHandler"]
 
 DEADLINE_TEXT: Final = "context deadline exceeded"
 
@@ -32,328 +43,6 @@ _pack_reply: Final = Struct(f">5sI{len(_REPLY_BLOCK)}sIBIBI").pack
 _pack_ok: Final = Struct(f">5sI{len(_OK_BLOCK)}s").pack
 _REPLY_HEAD: Final = frames.head(frames.HEADERS, frames.END_HEADERS, 0, len(_REPLY_BLOCK))[:5]
 _OK_HEAD: Final = frames.head(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 0, len(_OK_BLOCK))[:5]
-
-
-class CancelReason(Enum):
-    """Why a stream ended before its handler ended it."""
-
-    RESET = "reset by the client"
-    DEADLINE = "deadline exceeded"
-    LOST = "connection lost"
-    FAULT = "a message that cannot be read"
-
-
-class StreamHandler(Protocol):
-    """What a streaming method does; the wire calls it, synchronously."""
-
-    def on_message(self, message: bytes) -> None:
-        """One message of the client's, in order."""
-
-    def on_half_close(self) -> None:
-        """The client has sent its last message."""
-
-    def on_cancel(self, reason: CancelReason) -> None:
-        """The stream ended before `end()`; called once, and nothing after it."""
-
-    def on_writable(self) -> None:
-        """`writable` is true again after it was false."""
-
-
-UnaryHandler = Callable[["ServerConnection", int, Head, bytes], None]
-"""(connection, stream id, head, message). Answers now or later by `connection.reply` or `connection.fail`."""
-
-StreamOpen = Callable[["ServerStream", Head], StreamHandler]
-"""Called when the request's headers have arrived. May already end the stream; then its result is not used."""
-
-
-class Route:
-    """One method and its counts."""
-
-    __slots__ = ("failed", "method", "ok", "received", "sent", "service", "started")
-
-    def __init__(self, path: str) -> None:
-        self.service, _, self.method = path.removeprefix("/").rpartition("/")
-        self.started = 0
-        self.received = 0
-        """Messages from clients."""
-        self.sent = 0
-        """Messages to clients, without those of unary calls that ended well: see `sent_messages`."""
-        self.ok = 0
-        self.failed: dict[int, int] = {}
-        """Calls by the gRPC code they ended with, other than OK. Cancelled by the client: CANCELLED."""
-
-    @property
-    def sent_messages(self) -> int:
-        """Messages to clients."""
-        return self.sent
-
-    def count_failed(self, code: int) -> None:
-        self.failed[code] = self.failed.get(code, 0) + 1
-
-
-class UnaryRoute(Route):
-    """A method with one message each way."""
-
-    __slots__ = ("handler",)
-
-    def __init__(self, path: str, handler: UnaryHandler) -> None:
-        super().__init__(path)
-        self.handler = handler
-
-    @property
-    def sent_messages(self) -> int:
-        """Messages to clients: each call that ended well sent one."""
-        return self.ok
-
-
-class StreamRoute(Route):
-    """A method with a stream in at least one direction."""
-
-    __slots__ = ("open",)
-
-    def __init__(self, path: str, open_stream: StreamOpen) -> None:
-        super().__init__(path)
-        self.open = open_stream
-
-
-class ServerShared:
-    """What all connections of a server have in common."""
-
-    __slots__ = ("deadlines", "limits", "routes", "services")
-
-    def __init__(self, unary: dict[str, UnaryHandler], streams: dict[str, StreamOpen], limits: ServerLimits) -> None:
-        self.limits = limits
-        self.deadlines = Deadlines()
-        self.routes: dict[str, Route] = {path: UnaryRoute(path, handler) for path, handler in unary.items()}
-        self.routes.update({path: StreamRoute(path, open_stream) for path, open_stream in streams.items()})
-        self.services = {route.service for route in self.routes.values()}
-
-    def find(self, path: str) -> Route | Refusal:
-        """What serves a path."""
-        route = self.routes.get(path)
-        if route is not None:
-            return route
-        service, slash, method = path.removeprefix("/").rpartition("/")
-        if not slash:
-            return Refusal(Code.UNIMPLEMENTED, f'malformed method name: "{path}"')
-        if service in self.services:
-            return Refusal(Code.UNIMPLEMENTED, f"unknown method {method} for service {service}")
-        return Refusal(Code.UNIMPLEMENTED, f"unknown service {service}")
-
-
-class UnaryCall(Stream):
-    """A unary call between its headers and its reply."""
-
-    __slots__ = ("head", "message", "reader", "route", "slot")
-
-    def __init__(self, stream_id: int, send_window: int, recv_window: int, head: Head, route: UnaryRoute) -> None:
-        # The base class's fields are set here: a second call of __init__ costs 0.15 us for each request.
-        self.id = stream_id
-        self.send_window = send_window
-        self.recv_window = recv_window
-        self.remote_closed = False
-        self.local_closed = False
-        self.reading = True
-        self.throttled = False
-        self.queue = None
-        self.queue_offset = 0
-        self.queued_bytes = 0
-        self.tail = None
-        self.head = head
-        self.route = route
-        self.slot = 0
-        self.reader: grpc.MessageReader | None = None
-        self.message: bytes | None = None
-
-    def on_data(self, connection: "ServerConnection", data: bytes, start: int, end: int, end_stream: bool) -> None:
-        if end_stream and self.reader is None and end - start >= 5:
-            flag, size = grpc.unpack_prefix(data, start)
-            if not flag and size == end - start - 5 and size <= connection.limits.message_bytes:
-                route = self.route
-                route.received += 1
-                route.handler(connection, self.id, self.head, data[start + 5 : end])
-                return
-        self._gather(connection, data, start, end, end_stream)
-
-    def _gather(self, connection: "ServerConnection", data: bytes, start: int, end: int, end_stream: bool) -> None:
-        """A message that comes in several frames, is compressed, or is none."""
-        if self.local_closed or self.tail is not None:
-            return
-        if self.reader is None:
-            self.reader = grpc.MessageReader(connection.limits.message_bytes, gzip=self.head.gzip)
-        if not connection.hold(self, memoryview(data)[start:end]):
-            return
-        reader = self.reader
-        try:
-            if self.message is None:
-                before = reader.held_bytes
-                self.message = reader.next()
-                connection.unfinished_bytes -= before - reader.held_bytes
-            if self.message is not None and reader.held_bytes:
-                raise grpc.MessageFault(Code.INTERNAL, "grpc: more than one message in a unary request")
-            if end_stream and self.message is None:
-                text = "unexpected EOF" if reader.held_bytes else "grpc: no message in a unary request"
-                raise grpc.MessageFault(Code.INTERNAL, text)
-        except grpc.MessageFault as fault:
-            connection.fail(self.id, fault.code, fault.text)
-            return
-        if end_stream and self.message is not None:
-            message, self.message, self.reader = self.message, None, None
-            self.route.received += 1
-            self.route.handler(connection, self.id, self.head, message)
-
-    def on_end_without_data(self, connection: "ServerConnection") -> None:
-        """END_STREAM came with headers or trailers."""
-        self._gather(connection, b"", 0, 0, True)
-
-    def on_gone(self, connection: "ServerConnection", reason: CancelReason) -> None:
-        self.route.count_failed(Code.CANCELLED)
-
-
-class ServerStream(Stream):
-    """A streaming call; what its handler writes to."""
-
-    __slots__ = (
-        "_framing",
-        "_half_close_due",
-        "_headers_sent",
-        "connection",
-        "handler",
-        "head",
-        "reader",
-        "route",
-        "slot",
-    )
-
-    def __init__(self, connection: "ServerConnection", stream_id: int, head: Head, route: Route) -> None:
-        super().__init__(stream_id, connection.peer_initial_window, connection.limits.stream_window_bytes)
-        self.connection = connection
-        self.head = head
-        self.route = route
-        self.slot = 0
-        self.handler: StreamHandler | None = None
-        self.reader = grpc.MessageReader(connection.limits.message_bytes, gzip=head.gzip)
-        self._framing = grpc.frame_gzip if head.gzip else grpc.frame
-        self._headers_sent = False
-        self._half_close_due = False
-
-    # For the handler.
-
-    @property
-    def stream_id(self) -> int:
-        """HTTP/2 stream id."""
-        return self.id
-
-    @property
-    def buffered_bytes(self) -> int:
-        """Octets that flow control or a slow socket holds back."""
-        return self.queued_bytes
-
-    @property
-    def writable(self) -> bool:
-        """False above the high-water mark, or while the socket takes nothing: `on_writable` will be called then."""
-        if self.throttled:
-            return False
-        if self.connection.congested and not self.local_closed:
-            self.connection.throttle(self)
-            return False
-        return True
-
-    def send(self, message: bytes) -> None:
-        """One message; dropped when the stream has ended."""
-        self.send_framed(self._framing(message), 1)
-
-    def send_framed(self, framed: bytes, messages: int = 1) -> None:
-        """Messages with their prefixes, joined; `messages` is how many, for the counts."""
-        if self.local_closed or self.tail is not None:
-            return
-        connection = self.connection
-        if self.queued_bytes + len(framed) > connection.limits.stream_queue_bytes and self.queued_bytes:
-            connection.overflow(self)
-            return
-        if not self._headers_sent:
-            self._headers_sent = True
-            connection.send_reply_headers(self)
-        self.route.sent += messages
-        connection.send_data(self, framed)
-
-    def end(self, code: int = 0, text: str = "") -> None:
-        """End the stream with this status, after what is queued."""
-        if self.local_closed or self.tail is not None:
-            return
-        self.handler = None
-        self.connection.end_stream(self, code, text, self._headers_sent)
-
-    def pause_reading(self) -> None:
-        """Stop `on_message`; at most the stream's window is held meanwhile."""
-        self.reading = False
-
-    def resume_reading(self) -> None:
-        """Go on with what is held and what comes."""
-        if self.reading:
-            return
-        self.reading = True
-        self._give(self._half_close_due)
-        if self.reading and not self.remote_closed:
-            self.connection.replenish(self)
-
-    # For the connection.
-
-    def on_data(self, connection: "ServerConnection", data: bytes, start: int, end: int, end_stream: bool) -> None:
-        handler = self.handler
-        if handler is None:
-            return
-        if self.reading and not self.reader.held_bytes and end - start >= 5:
-            flag, size = grpc.unpack_prefix(data, start)
-            if not flag and size == end - start - 5 and size <= connection.limits.message_bytes:
-                self.route.received += 1
-                handler.on_message(data[start + 5 : end])
-                if end_stream:
-                    self._give(True)
-                return
-        if connection.hold(self, memoryview(data)[start:end]):
-            self._give(end_stream)
-
-    def on_end_without_data(self, connection: "ServerConnection") -> None:
-        """END_STREAM came with headers or trailers."""
-        self._give(True)
-
-    def on_gone(self, connection: "ServerConnection", reason: CancelReason) -> None:
-        handler, self.handler = self.handler, None
-        if handler is not None:
-            self.route.count_failed(Code.CANCELLED)
-            handler.on_cancel(reason)
-
-    def _give(self, half_close: bool) -> None:
-        """Hand over the messages that are complete, then the half-close."""
-        connection = self.connection
-        reader = self.reader
-        self._half_close_due = half_close
-        while self.reading and self.handler is not None:
-            before = reader.held_bytes
-            try:
-                message = reader.next()
-                if message is None and half_close and before:
-                    raise grpc.MessageFault(Code.INTERNAL, "unexpected EOF")
-            except grpc.MessageFault as fault:
-                self.cancel(fault.code, fault.text, CancelReason.FAULT)
-                return
-            if message is None:
-                if half_close:
-                    self._half_close_due = False
-                    self.handler.on_half_close()
-                return
-            connection.unfinished_bytes -= before - reader.held_bytes
-            self.route.received += 1
-            self.handler.on_message(message)
-
-    def cancel(self, code: int, text: str, reason: CancelReason) -> None:
-        """End the stream from the wire's side."""
-        handler, self.handler = self.handler, None
-        if handler is None:
-            return
-        self.connection.end_stream(self, code, text, self._headers_sent)
-        handler.on_cancel(reason)
 
 
 class ServerConnection(Connection):

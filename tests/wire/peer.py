@@ -12,7 +12,8 @@ from kvorum.wire.client_connection import ClientConnection
 from kvorum.wire.connection import Connection
 from kvorum.wire.frames import ErrorCode
 from kvorum.wire.limits import ClientLimits, ServerLimits
-from kvorum.wire.server_connection import ServerConnection, ServerShared, StreamOpen, UnaryHandler
+from kvorum.wire.routes import ServerShared, StreamOpen, UnaryHandler
+from kvorum.wire.server_connection import ServerConnection
 from tests.wire.serving import echo
 
 Fields = list[tuple[bytes, bytes]]

@@ -11,8 +11,10 @@ import uvloop
 
 from kvorum.wire.head import Head
 from kvorum.wire.limits import ServerLimits
+from kvorum.wire.routes import CancelReason, StreamOpen, UnaryHandler
 from kvorum.wire.server import Server
-from kvorum.wire.server_connection import CancelReason, ServerConnection, ServerStream, StreamOpen, UnaryHandler
+from kvorum.wire.server_calls import ServerStream
+from kvorum.wire.server_connection import ServerConnection
 
 Result = TypeVar("Result")
 

@@ -12,7 +12,9 @@ import pytest
 from kvorum.wire.client import Channel, RpcError
 from kvorum.wire.head import Head
 from kvorum.wire.limits import ClientLimits, ServerLimits
-from kvorum.wire.server_connection import CancelReason, ServerConnection, ServerStream
+from kvorum.wire.routes import CancelReason
+from kvorum.wire.server_calls import ServerStream
+from kvorum.wire.server_connection import ServerConnection
 from tests.wire.serving import DEADLINE_S, LOOPS, Echo, Serving, echo
 
 

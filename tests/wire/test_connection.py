@@ -6,7 +6,8 @@ from kvorum.wire import frames
 from kvorum.wire.frames import ErrorCode
 from kvorum.wire.head import Head
 from kvorum.wire.limits import ServerLimits
-from kvorum.wire.server_connection import ServerConnection, ServerStream
+from kvorum.wire.server_calls import ServerStream
+from kvorum.wire.server_connection import ServerConnection
 from tests.wire.peer import SETTINGS, Frame, ServerPeer, data, goaway, message, request_fields, reset
 from tests.wire.serving import Echo, echo
 

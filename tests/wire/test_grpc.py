@@ -12,7 +12,9 @@ from kvorum.wire.deadlines import Deadlines
 from kvorum.wire.frames import ErrorCode
 from kvorum.wire.head import Head
 from kvorum.wire.limits import ServerLimits
-from kvorum.wire.server_connection import CancelReason, ServerConnection, ServerStream
+from kvorum.wire.routes import CancelReason
+from kvorum.wire.server_calls import ServerStream
+from kvorum.wire.server_connection import ServerConnection
 from tests.wire.peer import Fields, Frame, ServerPeer, data, message, request_fields
 from tests.wire.serving import Echo, echo
 

@@ -12,7 +12,9 @@ from kvorum.wire.grpc import Metadata, frame, frame_gzip
 from kvorum.wire.head import Head
 from kvorum.wire.hpack import encode_stateless
 from kvorum.wire.limits import ServerLimits
-from kvorum.wire.server_connection import CancelReason, ServerConnection, ServerStream
+from kvorum.wire.routes import CancelReason
+from kvorum.wire.server_calls import ServerStream
+from kvorum.wire.server_connection import ServerConnection
 from tests.wire.peer import ClientPeer, Peer, ServerPeer, body, data, message, request_fields
 from tests.wire.serving import Echo
 
