@@ -1,0 +1,90 @@
+"""What the benchmark wants: one row per figure, with the floor (target) and the wish (goal)."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Final, NamedTuple
+
+
+class Against(Enum):
+    """What a target is compared with."""
+
+    RATIO = "ours / reference"
+    OURS = "ours alone"
+
+
+class Figure(NamedTuple):
+    """One figure of one case. `higher` says which way is better; target and goal are inclusive, None where none is
+    agreed."""
+
+    case: str
+    name: str
+    unit: str
+    higher: bool
+    against: Against
+    target: float | None
+    goal: float | None
+
+
+class Result(NamedTuple):
+    """A figure's medians over the rounds, and how they stand."""
+
+    figure: Figure
+    ours: float
+    reference: float
+
+    @property
+    def ratio(self) -> float:
+        """Ours / reference; NaN when the reference has none."""
+        return self.ours / self.reference if self.reference else math.nan
+
+    def _meets(self, bound: float | None) -> bool:
+        if bound is None:
+            return False
+        value = self.ratio if self.figure.against is Against.RATIO else self.ours
+        return value >= bound if self.figure.higher else value <= bound  # false for NaN
+
+    @property
+    def verdict(self) -> str:
+        if self.figure.target is None:
+            return "-"
+        return "goal" if self._meets(self.figure.goal) else "target" if self._meets(self.figure.target) else "MISSED"
+
+
+def _rates(case: str) -> tuple[Figure, Figure]:
+    return (
+        Figure(case, "throughput", "req/s", True, Against.RATIO, 1.3, 2.0),
+        Figure(case, "server CPU", "us/req", False, Against.RATIO, 0.8, 0.4),
+    )
+
+
+FIGURES: Final = (
+    *_rates("put"),
+    *_rates("get"),
+    *_rates("serializable-get"),
+    Figure("put-serial", "mean latency", "us", False, Against.RATIO, 2.0, 1.6),
+    Figure("get-serial", "mean latency", "us", False, Against.RATIO, 1.3, 1.0),
+    Figure("list-10k", "throughput", "req/s", True, Against.RATIO, 1.0, 2.0),
+    Figure("fan-out-one-stream", "server CPU", "us/delivery", False, Against.RATIO, 0.2, 0.1),
+    Figure("fan-out-connections", "server CPU", "us/delivery", False, Against.RATIO, 0.5, 0.25),
+    Figure("idle", "memory (PSS)", "MiB", False, Against.OURS, 180.0, 130.0),
+    Figure("idle", "CPU", "% of a core", False, Against.OURS, None, None),
+    Figure("start-empty", "start to ready", "s", False, Against.OURS, 1.5, 1.0),
+    Figure("million-keys", "start to ready", "s", False, Against.OURS, 5.0, 2.0),
+    Figure("million-keys", "memory (PSS) when filled", "MiB", False, Against.OURS, 600.0, 300.0),
+    Figure("million-keys", "memory (PSS) after a restart", "MiB", False, Against.OURS, 600.0, 300.0),
+)
+CASES: Final = tuple(dict.fromkeys(figure.case for figure in FIGURES))
+
+Rounds = Mapping[tuple[str, str], Sequence[float]]
+"""(case, figure's name) to the values of the rounds."""
+
+
+def judge(ours: Rounds, reference: Rounds) -> list[Result]:
+    """The medians of every figure that was measured at both servers, in the table's order."""
+    return [
+        Result(figure, statistics.median(ours[at]), statistics.median(reference[at]))
+        for figure in FIGURES
+        if (at := (figure.case, figure.name)) in ours and at in reference
+    ]
