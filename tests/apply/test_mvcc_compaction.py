@@ -201,6 +201,48 @@ def test_hash_by_definition(store: StoreUnderTest) -> None:
     )
 
 
+def put_row(main: int, key: bytes, value: bytes, create_revision: int, version: int) -> bytes:
+    kv = KeyValue(key=key, create_revision=create_revision, mod_revision=main, version=version, value=value)
+    return main.to_bytes(8, "big") + b"_" + bytes(8) + kv.SerializeToString()
+
+
+@pytest.mark.parametrize("delete_rows", [False, True])
+def test_hash_leaves_out_what_was_overwritten_since_the_compaction(tmp_path: Path, delete_rows: bool) -> None:
+    """H4, H5: below the compacted revision only the versions that live at the asked one count."""
+    store = StoreUnderTest(tmp_path / "db")
+    for key in (b"a", b"b", b"a"):
+        store.put(key, b"v")
+    store.compact(3)
+    store.commit()
+    if delete_rows:
+        store.delete_compacted()
+    assert store.hash_kv(4).hash == google_crc32c.value(
+        b"key" + put_row(3, b"b", b"v", 3, 1) + put_row(4, b"a", b"v", 2, 2)
+    )
+    store.store.close()
+
+
+@pytest.mark.parametrize("delete_rows", [False, True])
+def test_hash_without_a_live_key(tmp_path: Path, delete_rows: bool) -> None:
+    """H5: with an empty keep set the rule is off, and what the compaction leaves counts."""
+    store = StoreUnderTest(tmp_path / "db")
+    store.put(b"a", b"old")
+    store.put(b"a", b"v")
+    store.put(b"b", b"v")
+    store.delete(b"a", b"z")
+    store.compact(4)
+    store.commit()
+    if delete_rows:
+        store.delete_compacted()
+    tombstones = b"".join(
+        (5).to_bytes(8, "big") + b"_" + sub.to_bytes(8, "big") + b"t" + KeyValue(key=key).SerializeToString()
+        for sub, key in enumerate((b"a", b"b"))
+    )
+    rows = put_row(3, b"a", b"v", 2, 2) + put_row(4, b"b", b"v", 4, 1)
+    assert store.hash_kv(5).hash == google_crc32c.value(b"key" + rows + tombstones)
+    store.store.close()
+
+
 def test_hash_revisions(store: StoreUnderTest) -> None:
     """H6"""
     assert store.hash_kv(1).hash == store.hash_kv(-4).hash == NAME_ALONE

@@ -9,6 +9,7 @@ from kvorum import errors
 from kvorum.errors import ApiError
 from kvorum.pb.mvcc_pb2 import KeyValue
 from kvorum.pb.rpc_pb2 import DeleteRangeResponse, ResponseHeader
+from node.apply.mvcc import past
 from tests.apply.mvcc_store import IDENTITY, StoreUnderTest, keys
 
 
@@ -197,8 +198,12 @@ def test_delete_keys(store: StoreUnderTest) -> None:
     assert store.leases.attached[1] == {b"b"}
 
 
-def test_keys_with_zero_bytes_and_prefixes_of_each_other(store: StoreUnderTest) -> None:
+@pytest.mark.parametrize("back_rows", [0, past.BACK_ROWS], ids=["scan", "rewind"])
+def test_keys_with_zero_bytes_and_prefixes_of_each_other(
+    store: StoreUnderTest, monkeypatch: pytest.MonkeyPatch, back_rows: int
+) -> None:
     """The escape of version rows keeps order: historic reads see exactly the keys that were there."""
+    monkeypatch.setattr(past, "BACK_ROWS", back_rows)
     names = sorted([b"a", b"a\0", b"a\0\0", b"a\0\x01", b"a\0\xff", b"a\x01", b"a\xff", b"\0", b"\0\0", b"\xff", b"b"])
     for name in names:
         store.put(name)
@@ -227,4 +232,19 @@ def test_reads_from_disk_what_the_cache_let_go(tmp_path: Path) -> None:
     assert not store.get(b"k3").kvs
     store.put(b"k3", b"again")
     assert kv_of(store, b"k3").version == 1
+    store.store.close()
+
+
+def test_cache_without_room(tmp_path: Path) -> None:
+    """Every entry is pushed out at once, so that each operation meets its key in the old generation."""
+    store = StoreUnderTest(tmp_path / "db", cache_bytes=0)
+    for value in (b"1", b"2"):
+        store.put(b"k", value)
+        assert kv_of(store, b"k").value == value
+    store.delete(b"k")
+    assert not store.get(b"k").kvs
+    store.put(b"k", b"3")
+    assert kv_of(store, b"k").version == 1
+    store.put(b"other")
+    assert kv_of(store, b"k").value == b"3"
     store.store.close()

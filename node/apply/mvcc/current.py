@@ -71,11 +71,10 @@ class Current:
     def delete(self, key: bytes) -> None:
         """Take away a live key."""
         self.index.remove(key)
+        self._old.pop(key, None)
         entry = self._young.pop(key, None)
         if entry is not None:
             self._young_bytes -= len(entry[0]) + _ENTRY_BYTES
-        else:
-            self._old.pop(key, None)
 
     def _remember(self, key: bytes, entry: Entry) -> None:
         self._young[key] = entry
