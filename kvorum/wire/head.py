@@ -44,11 +44,9 @@ class Head:
 
     __slots__ = (
         "authority",
-        "fields",
         "gzip",
         "malformed",
         "metadata",
-        "method",
         "path",
         "refusal",
         "route",
@@ -64,11 +62,8 @@ class Head:
     """grpc-timeout, from the arrival of the request."""
     gzip: bool
     """Whether the request says grpc-encoding: gzip; the reply then is gzip too."""
-    method: str
     route: object
     """What the server's table has for the path."""
-    fields: list[hpack.Field]
-    """The block as it came, for requests that are not gRPC."""
     malformed: bool
     """No valid HTTP/2 request (RFC 9113, section 8.1.1): a stream error PROTOCOL_ERROR."""
     trailers: bool
@@ -82,9 +77,7 @@ class Head:
         head.metadata = self.metadata
         head.authority = self.authority
         head.gzip = self.gzip
-        head.method = self.method
         head.route = self.route
-        head.fields = self.fields
         head.malformed = self.malformed
         head.trailers = self.trailers
         head.refusal = self.refusal
@@ -119,11 +112,10 @@ def parse_request(fields: list[hpack.Field] | None, routes: Callable[[str], obje
     Errors are in the head: `malformed`, or `refusal` with the status that grpc-go answers.
     """
     head = Head.__new__(Head)
-    head.path = head.method = head.authority = ""
+    head.path = head.authority = ""
     head.metadata = grpc.NO_METADATA
     head.timeout_s = head.route = head.refusal = None
     head.gzip = head.malformed = head.trailers = False
-    head.fields = fields if fields is not None else []
     if fields is None:
         head.refusal = Refusal(Code.RESOURCE_EXHAUSTED, "grpc: received header list larger than max")
         return head
@@ -146,10 +138,9 @@ def parse_request(fields: list[hpack.Field] | None, routes: Callable[[str], obje
         head.malformed = True
         return head
     head.path = path.decode("utf-8", "surrogateescape")
-    head.method = pseudo[b":method"].decode("latin-1")
     values = dict(regular)
     head.authority = pseudo.get(b":authority", values.get(b"host", b"")).decode("utf-8", "surrogateescape")
-    head.refusal = _check_grpc(head, values)
+    head.refusal = _check_grpc(head, pseudo[b":method"], values)
     if head.refusal is None:
         try:
             head.metadata = grpc.decode_metadata([field for field in regular if field[0] not in _TRANSPORT])
@@ -164,14 +155,15 @@ def parse_request(fields: list[hpack.Field] | None, routes: Callable[[str], obje
     return head
 
 
-def _check_grpc(head: Head, values: dict[bytes, bytes]) -> Refusal | None:
+def _check_grpc(head: Head, method: bytes, values: dict[bytes, bytes]) -> Refusal | None:
     content_type = values.get(b"content-type", b"")
     subtype = content_type[len(grpc.CONTENT_TYPE) :]
     if not content_type.lower().startswith(grpc.CONTENT_TYPE) or subtype[:1] not in (b"", b"+", b";"):
         shown = content_type.decode("utf-8", "backslashreplace")
         return Refusal(Code.INVALID_ARGUMENT, f'invalid gRPC request content-type "{shown}"', 415)
-    if head.method != "POST":
-        text = f'Received a HEADERS frame with :method "{head.method}" which should be POST'
+    if method != b"POST":
+        shown = method.decode("utf-8", "backslashreplace")
+        text = f'Received a HEADERS frame with :method "{shown}" which should be POST'
         return Refusal(Code.INTERNAL, text, 405)
     timeout = values.get(b"grpc-timeout")
     if timeout is not None:

@@ -78,13 +78,18 @@ def decode(coded: bytes) -> bytes:
     """The string; raises HuffmanError."""
     steps = _STEPS
     node = 0
-    pieces = []
-    for octet in coded:
-        step = steps.get(node | octet)
-        if step is None:
-            step = _step(node | octet)
-        node, symbols = step
-        pieces.append(symbols)
+    pieces: list[bytes] = []
+    append = pieces.append
+    try:
+        for octet in coded:
+            node, symbols = steps[node | octet]
+            append(symbols)
+    except KeyError:
+        # A step not met before: those already made are as good as when they were taken.
+        for octet in coded[len(pieces) :]:
+            position = node | octet
+            node, symbols = steps.get(position) or _step(position)
+            append(symbols)
     if node not in _ENDINGS:
         raise HuffmanError("bad padding")
     return b"".join(pieces)
