@@ -128,7 +128,7 @@ class Api:
                 ("grpc.use_local_subchannel_pool", 1),  # a connection of its own
                 ("grpc.enable_retries", 0),
                 ("grpc.initial_reconnect_backoff_ms", 50),
-                ("grpc.min_reconnect_backoff_ms", 50),
+                ("grpc.min_reconnect_backoff_ms", 5000),  # the deadline of one attempt, despite its name
                 ("grpc.max_reconnect_backoff_ms", 200),
             ],
         )
