@@ -11,18 +11,14 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-import zmq
-
 from node.child import ChildContext
 from node.frames import HEADER_BYTES, Frame, Kind, Process
 from node.front.state import answer
-from node.link_zmq import Links
+from node.link_zmq import Arrivals, BlockingReader, Links
 from node.watch.registry import Registry
 
-PATIENCE_MS: Final = 500
-"""How long a poll may sleep: the supervisor wants to hear a beat each second."""
-
-TURN_FRAMES: Final = 64
+PATIENCE_S: Final = 0.5
+"""How long a wait may be: the supervisor wants to hear a beat each second."""
 
 
 class Watch:
@@ -47,29 +43,21 @@ class Watch:
     def run(self) -> None:
         """Until the supervisor says stop."""
         links = self._links
-        lifeline = self._child.lifeline
-        poller = zmq.Poller()
-        poller.register(links.control, zmq.POLLIN)
-        poller.register(links.data, zmq.POLLIN)
-        poller.register(lifeline.fileno(), zmq.POLLIN)
+        reader = BlockingReader(links, self._child.lifeline)
         busy = False
-        while not lifeline.stop_requested():
-            poller.poll(0 if busy else PATIENCE_MS)
+        while (arrivals := reader.wait(0 if busy else PATIENCE_S)) is not None:
             now_s = time.monotonic()
-            lifeline.beat(now_s)
-            busy = self._turn(now_s)
+            self._child.lifeline.beat(now_s)
+            busy = self._turn(arrivals, now_s)
 
-    def _turn(self, now_s: float) -> bool:
+    def _turn(self, arrivals: Arrivals, now_s: float) -> bool:
         links = self._links
-        registry = self._registry
-        for frame in links.receive_control():
+        for frame in arrivals.control:
             assert frame.kind == Kind.STATE_ASK, f"watch got a control frame of kind {frame.kind}"
             links.send_control(frame.sender, Kind.STATE, answer(frame, self._state()))
-        frames = links.receive(TURN_FRAMES)
-        for frame in frames:
+        for frame in arrivals.data:
             self._on_frame(frame)
-        busy = registry.turn(now_s)
-        return busy or len(frames) == TURN_FRAMES
+        return self._registry.turn(now_s)
 
     def _on_frame(self, frame: Frame) -> None:
         if frame.kind == Kind.EVENTS:
@@ -84,9 +72,8 @@ class Watch:
         return {
             "revision": registry.revision,
             "registrations": registry.watchers,
-            "slow_watchers": registry.behind,
             "pending_bytes": registry.pending_bytes,
-            "events": registry.events,
+            "metrics": {"etcd_debugging_mvcc_slow_watcher_total": registry.behind},
         }
 
 
