@@ -1,4 +1,4 @@
-"""What the processes with an event loop (front, raft) have in common: run until told to stop, and never go on broken."""
+"""What the processes with an event loop (front, raft) have in common: run until told to stop, never go on broken."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ async def _run(child: ChildContext, build: Callable[[Fail], Shell]) -> None:
         fail(error if isinstance(error, BaseException) else RuntimeError(str(context.get("message"))))
 
     loop.set_exception_handler(on_unhandled)
-    LoopReader(shell.links.control, guarded(shell.on_control), loop.add_reader, loop.call_soon)
-    LoopReader(shell.links.data, guarded(shell.on_data), loop.add_reader, loop.call_soon)
+    LoopReader(shell.links.control_fd, guarded(shell.on_control), loop.add_reader, loop.call_soon)
+    LoopReader(shell.links.data_fd, guarded(shell.on_data), loop.add_reader, loop.call_soon)
     loop.add_reader(child.lifeline.fileno(), on_lifeline)
     on_tick()
     # The cores make no cycles, so a collection would only cost time; what start-up left is never looked at again.

@@ -6,19 +6,24 @@ what is in flight is the streams' credit (`link.py`). Linger is 0, since a gener
 
 from __future__ import annotations
 
+import select
 import struct
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 import zmq
 
 from node.frames import HEADER_BYTES, Frame, Kind, pack, unpack
+from node.lifeline import Lifeline
 from node.link import UNBOUNDED, Inlet, Outlet
 
 CREDIT: Final = struct.Struct("<BxxxxxxxQ")  # kind of the stream, bytes granted in total
 
 RECONNECT_MS: Final = 5
 """A process may connect before its peer has bound; ZeroMQ's own 100 ms would show in every start."""
+
+MOST_FRAMES: Final = 256
+"""Frames taken in at once, so that one turn stays short."""
 
 CREDITED: Final = frozenset({Kind.ENTRIES, Kind.REPLIES, Kind.EVENTS, Kind.DELIVERIES})
 """The streams that flow by credit; in all others the sender bounds what it has under way itself."""
@@ -30,13 +35,19 @@ def address(run_dir: str, process: int, control: bool) -> str:
 
 
 class Links:
-    """All links of one process. `data` and `control` are its two inboxes, for pollers; read control first."""
+    """All links of one process. `data` and `control` are its two inboxes; read control first.
+
+    Their descriptors (`data_fd`, `control_fd`) are readable when something may have come since the inbox was last read
+    to EAGAIN, as `receive` and `receive_control` do.
+    """
 
     def __init__(self, run_dir: str, process: int, peers: Iterable[int]) -> None:
         self.process = process
         self._context = zmq.Context()
         self.data = self._bind(address(run_dir, process, control=False))
         self.control = self._bind(address(run_dir, process, control=True))
+        self.data_fd = int(self.data.getsockopt(zmq.FD))
+        self.control_fd = int(self.control.getsockopt(zmq.FD))
         self._out: dict[int, zmq.Socket[bytes]] = {}
         self._out_control: dict[int, zmq.Socket[bytes]] = {}
         for peer in peers:
@@ -101,8 +112,11 @@ class Links:
         if total is not None:
             self.send_control(sender, Kind.CREDIT, CREDIT.pack(kind, total))
 
-    def receive(self, most: int = 256) -> list[Frame]:
-        """The data frames that are there, at most `most`; continuity is asserted. Empty when there are none."""
+    def receive(self, most: int = MOST_FRAMES) -> list[Frame]:
+        """The data frames that are there, at most `most`; continuity is asserted. Empty when there are none.
+
+        With fewer than that the inbox was read to EAGAIN, and its descriptor will announce the next one.
+        """
         frames: list[Frame] = []
         receive = self.data.recv
         while len(frames) < most:
@@ -138,13 +152,13 @@ class Links:
 class LoopReader:
     """Reads an inbox from an event loop: ZeroMQ's descriptor is edge-triggered, so each wake drains to EAGAIN.
 
-    `on_ready` handles what is there and returns whether it left something; then it is called again in the next turn of
-    the loop, behind whatever else is ready there.
+    `on_ready` handles what is there and returns whether it may have left something; then it is called again in the next
+    turn of the loop, behind whatever else is ready there.
     """
 
     def __init__(
         self,
-        socket: zmq.Socket[bytes],
+        descriptor: int,
         on_ready: Callable[[], bool],
         add_reader: Callable[[int, Callable[[], None]], object],
         call_soon: Callable[[Callable[[], None]], object],
@@ -152,7 +166,7 @@ class LoopReader:
         self._on_ready = on_ready
         self._call_soon = call_soon
         self._again = False
-        add_reader(int(socket.getsockopt(zmq.FD)), self._wake)
+        add_reader(descriptor, self._wake)
         call_soon(self._wake)  # what came before the descriptor was watched
 
     def _wake(self) -> None:
@@ -163,3 +177,37 @@ class LoopReader:
     def _rewake(self) -> None:
         self._again = False
         self._wake()
+
+
+class Arrivals(NamedTuple):
+    """What a wait brought."""
+
+    control: list[Frame]
+    data: list[Frame]
+
+
+class BlockingReader:
+    """Reads the inboxes of a process without an event loop, and hears the supervisor's stop.
+
+    Polling the descriptors costs 0.4 us. ZeroMQ's own poller takes 3 us, and so does each look into an empty inbox.
+    """
+
+    def __init__(self, links: Links, lifeline: Lifeline) -> None:
+        self._links = links
+        self._lifeline = lifeline
+        self._lifeline_fd = lifeline.fileno()
+        self._poll = select.epoll()
+        for descriptor in (links.control_fd, links.data_fd, self._lifeline_fd):
+            self._poll.register(descriptor, select.EPOLLIN)
+        self._data_left = True
+
+    def wait(self, patience_s: float) -> Arrivals | None:
+        """What has arrived, waiting up to `patience_s` for it; None when the supervisor said stop."""
+        ready = {descriptor for descriptor, _ in self._poll.poll(0 if self._data_left else patience_s)}
+        if self._lifeline_fd in ready and self._lifeline.stop_requested():
+            return None
+        links = self._links
+        control = links.receive_control() if links.control_fd in ready else []
+        data = links.receive() if self._data_left or links.data_fd in ready else []
+        self._data_left = len(data) == MOST_FRAMES
+        return Arrivals(control, data)

@@ -73,13 +73,17 @@ class Machine:
         self.applied_term = store.cursor.term
         self.replies: Replies = {}
         self.requests = 0
-        """Requests executed since the member began, for the flush policy and metrics."""
+        """Requests executed since the process began."""
+        self.granted = 0
+        self.revoked = 0
+        """Leases, in the same time."""
+        self.txns = 0
         self._mine = (member_id, incarnation)
         self._physical = physical
         self._handlers: dict[int, Callable[[bytes], bytes]] = {
             Op.PUT: store.put,
             Op.DELETE_RANGE: store.delete_range,
-            Op.TXN: store.txn,
+            Op.TXN: self._txn,
             Op.COMPACT: store.compact,
             Op.LEASE_GRANT: self._lease_grant,
             Op.LEASE_REVOKE: self._lease_revoke,
@@ -157,13 +161,19 @@ class Machine:
         if status is not None:
             raise ApiError(status)
 
+    def _txn(self, body: bytes) -> bytes:
+        self.txns += 1
+        return self.store.txn(body)
+
     def _lease_grant(self, body: bytes) -> bytes:
         request = LeaseGrantRequest.FromString(body)
         self.lessor.grant(request.ID, request.TTL)
+        self.granted += 1
         return self.store.header() + LeaseGrantResponse(ID=request.ID, TTL=request.TTL).SerializeToString()
 
     def _lease_revoke(self, body: bytes) -> bytes:
         self.store.delete_keys(self.lessor.revoke(LeaseRevokeRequest.FromString(body).ID))
+        self.revoked += 1
         return self.store.header()
 
     def _alarm(self, body: bytes) -> bytes:

@@ -15,13 +15,12 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Final
 
-import zmq
-
 from kvorum.pb.rpc_pb2 import AlarmRequest, AlarmType, CompactionRequest, LeaseRevokeRequest
 from node.apply import alarms, lease, membership
 from node.apply.alarms import Alarms
 from node.apply.auto_compaction import AutoCompaction, Periodic, Revision
 from node.apply.feed import Feed
+from node.apply.figures import ApplyFigures
 from node.apply.lease import Lessor
 from node.apply.machine import Machine
 from node.apply.membership import Membership
@@ -34,7 +33,7 @@ from node.child import ChildContext
 from node.config import CompactionMode
 from node.frames import APPLIED, FLUSHED, HEADER_BYTES, LEADERSHIP, SERVING, Frame, Kind, Process
 from node.front.state import answer
-from node.link_zmq import Links
+from node.link_zmq import Arrivals, BlockingReader, Links
 from node.log import Logger
 from node.requests import REPLY, Op, pack_batch, pack_record
 
@@ -43,6 +42,8 @@ TICK_S: Final = 0.5
 
 TURN_S: Final = 0.004
 """Slices of long work run this long, then what arrived meanwhile is looked at."""
+
+TASK_PATIENCE_S: Final = 0.01
 
 COMPACTION_ROWS: Final = 500
 """A slice of a compaction: 3 ms."""
@@ -86,7 +87,8 @@ class Apply:
             physical=self,
         )
         self._outbox = Outbox(links.outlet, links.send)
-        self._reads = Reads(self._machine, self._outbox, time.monotonic, config.max_request_bytes)
+        self._figures = ApplyFigures()
+        self._reads = Reads(self._machine, self._outbox, self._figures, time.monotonic, config.max_request_bytes)
         self._feed = Feed(store.history)
         logger.info("opened the database", took_s=round(time.monotonic() - started, 3), revision=store.revision)
         self._term = 0
@@ -110,37 +112,31 @@ class Apply:
     def run(self) -> None:
         """Until the supervisor says stop."""
         links = self._links
-        lifeline = self._child.lifeline
-        poller = zmq.Poller()
-        poller.register(links.control, zmq.POLLIN)
-        poller.register(links.data, zmq.POLLIN)
-        poller.register(lifeline.fileno(), zmq.POLLIN)
         cursor = self._machine.cursor
         links.send_control(Process.RAFT, Kind.APPLIED, APPLIED.pack(cursor.index, cursor.term))
         links.open(Process.RAFT, Kind.ENTRIES)
-        lifeline_fd = lifeline.fileno()
-        while True:
-            for ready, _ in poller.poll(self._patience_ms()):
-                if ready == lifeline_fd and lifeline.stop_requested():
-                    return
-            self._turn()
+        reader = BlockingReader(links, self._child.lifeline)
+        while (arrivals := reader.wait(self._patience_s())) is not None:
+            self._turn(arrivals)
 
-    def _patience_ms(self) -> int:
+    def _patience_s(self) -> float:
         """How long nothing needs to be done unless something arrives."""
         if self._more_tasks or self._feed.asked:
             return 0
         until = self._next_tick_at
+        if self._reads.tasks:  # they wait for a thread, or for their front
+            until = min(until, time.monotonic() + TASK_PATIENCE_S)
         if not self._store.compaction.idle:
             until = min(until, self._next_compaction_at)
-        return max(0, int((until - time.monotonic()) * 1000))
+        return max(0.0, until - time.monotonic())
 
-    def _turn(self) -> None:
+    def _turn(self, arrivals: Arrivals) -> None:
         now = time.monotonic()
         self._child.lifeline.beat(now)
-        for frame in self._links.receive_control():
+        for frame in arrivals.control:
             self._on_control(frame)
         reads: list[Frame] = []
-        for frame in self._links.receive():
+        for frame in arrivals.data:
             if frame.kind == Kind.ENTRIES:
                 self._entries.append(frame)
             else:
@@ -159,6 +155,7 @@ class Apply:
         now = time.monotonic()
         if self._serving:
             for lease_id in self._lessor.expired(now):
+                self._figures.expired_leases += 1
                 self._propose(Op.LEASE_REVOKE, LeaseRevokeRequest(ID=lease_id).SerializeToString())
         self._more_tasks = self._reads.run(now + TURN_S)
         self._run_compaction(now)
@@ -190,6 +187,7 @@ class Apply:
                 frame = self._entries.popleft()
                 self._machine.execute(frame.data)
                 self._unsent.append(frame)
+        executed = time.monotonic()
         try:
             self._store.commit(self._machine.cursor)
         except Exception as error:
@@ -199,6 +197,10 @@ class Apply:
             self._logger.error("cannot write to the database, trying again", error=str(error))
             self._raise_no_space()
             return
+        self._figures.commit_s.observe(time.monotonic() - executed)
+        if executed - now > self._config.warning_apply_duration_s:
+            self._figures.slow_applies += 1
+            self._logger.warn("apply request took too long", took_s=round(executed - now, 3))
         self._retry_at = 0.0
         for frame in self._unsent:
             size = frame.end - frame.start
@@ -215,7 +217,9 @@ class Apply:
                     self._outbox.add(process, packed)
             self._outbox.flush()
         self._reads.retry_keep_alives()
-        self._feed.on_revisions(self._store.take_events(), with_prev=True)
+        events = self._store.take_events()
+        self._figures.on_events(events)
+        self._feed.on_revisions(events, with_prev=True)
 
     def _begin_serving(self, now: float) -> None:
         """The first entry of this term is applied, and with it the whole log as found at start."""
@@ -240,6 +244,7 @@ class Apply:
             return
         limit = self._config.compaction_batch_limit
         rows = min(limit, COMPACTION_ROWS)
+        started = time.monotonic()
         try:
             compaction.step(rows)
         except Exception as error:
@@ -248,8 +253,10 @@ class Apply:
             self._logger.error("cannot compact the database, trying again", error=str(error))
             self._next_compaction_at = now + RETRY_S
             return
+        self._figures.compaction_slice_ms.observe((time.monotonic() - started) * 1000)
         self._next_compaction_at = now + self._config.compaction_sleep_interval_s * rows / limit
         if compaction.idle:
+            self._figures.on_compacted()
             self._logger.info("finished scheduled compaction", compact_revision=compaction.finished_revision)
         while self._physical and self._physical[0][0] <= compaction.finished_revision:
             _, front, sequence, reply = self._physical.popleft()
@@ -331,19 +338,21 @@ class Apply:
 
     def _state(self) -> dict[str, Any]:
         store = self._store
+        size, in_use = store.sizes()
         return {
             "cluster_id": self._child.cluster_id,
             "member_id": self._child.member_id,
             "applied": self._machine.applied_index,
             "revision": store.revision,
-            "db_size": store.database.size_bytes,
-            "db_size_in_use": store.database.size_bytes,
+            "db_size": size,
+            "db_size_in_use": in_use,
             "quota": self._config.quota_backend_bytes or 0,
             "cluster_version": self._membership.cluster_version,
             "alarms": [
                 f"memberID:{alarm.memberID} alarm:{AlarmType.Name(alarm.alarm)}" for alarm in self._alarms.active()
             ],
-            "metrics": {},
+            "alarm_types": [alarm.alarm for alarm in self._alarms.active()],
+            "metrics": self._figures.snapshot(store, self._machine, self._config.quota_backend_bytes),
         }
 
     def close(self) -> None:

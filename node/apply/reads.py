@@ -6,6 +6,7 @@ shell runs in turn with everything else.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -23,12 +24,14 @@ from kvorum.pb.rpc_pb2 import (
     LeaseTimeToLiveResponse,
     MemberListResponse,
 )
+from node.apply.figures import ApplyFigures
 from node.apply.lease import WAIT
 from node.apply.machine import Machine
 from node.apply.mvcc.store import Reading
 from node.apply.outbox import Outbox
 from node.frames import HEADER_BYTES, Frame
 from node.requests import READ, REPLY, Op
+from node.stats import Histogram
 
 Task = Iterator[bool]
 """Yields after each slice: whether it can go on at once, or waits for its front to take what was sent."""
@@ -43,16 +46,19 @@ MAX_TASKS: Final = 1000
 class Reads:
     """Answers READS frames into the outbox. `tasks` are the slices that are left to run."""
 
-    def __init__(self, machine: Machine, outbox: Outbox, now: Callable[[], float], max_request_bytes: int) -> None:
+    def __init__(
+        self, machine: Machine, outbox: Outbox, figures: ApplyFigures, now: Callable[[], float], max_request_bytes: int
+    ) -> None:
         self._machine = machine
         self._outbox = outbox
+        self._figures = figures
         self._now = now
         self._max_request_bytes = max_request_bytes
         self._waiting_keep_alives: list[tuple[int, int, int]] = []
         self._parked: dict[int, deque[bytes]] = {}
         self.tasks: deque[Task] = deque()
         self._handlers: dict[int, Callable[[bytes], bytes]] = {
-            Op.TXN_READ: machine.store.txn,
+            Op.TXN_READ: self._txn,
             Op.LEASE_TIME_TO_LIVE: self._time_to_live,
             Op.LEASE_LEASES: self._leases,
             Op.MEMBER_LIST: self._member_list,
@@ -100,6 +106,7 @@ class Reads:
         pack_reply = REPLY.pack
         at = HEADER_BYTES
         end = len(data)
+        ranges = 0
         while at < end:
             length, op, _, _, sequence = unpack(data, at)
             at += READ.size
@@ -107,6 +114,7 @@ class Reads:
             at += length
             try:
                 if op == Op.RANGE:
+                    ranges += 1
                     read = begin_range(body)
                     if isinstance(read, Reading):
                         self._later(front, sequence, read)
@@ -126,6 +134,7 @@ class Reads:
                 replies.append(pack_reply(sequence, len(message), Code.INTERNAL) + message)
             else:
                 replies.append(pack_reply(sequence, len(reply), 0) + reply)
+        self._figures.ranges += ranges
         self._outbox.add(front, replies)
 
     def _begin(self, front: int, sequence: int, op: int, body: bytes) -> None:
@@ -134,21 +143,50 @@ class Reads:
         if op == Op.LEASE_KEEP_ALIVE:
             self._keep_alive(front, sequence, LeaseKeepAliveRequest.FromString(body).ID)
         elif op == Op.HASH_KV:
-            self._later(front, sequence, store.begin_hash_kv(body))
+            self._later(front, sequence, store.begin_hash_kv(body), self._figures.hash_rev_s)
         elif op == Op.HASH:
-            self._later(front, sequence, store.begin_hash())
+            self._later(front, sequence, store.begin_hash(), self._figures.hash_s)
+        elif op == Op.DEFRAGMENT:
+            self.tasks.append(self._defragmented(front, sequence))
         else:
             assert op == Op.RANGE_STREAM, f"apply got a read of kind {op}"
             stream = self._streamed(front, sequence, body)
             self.tasks.append(self._guarded(front, sequence, stream))
 
-    def _later(self, front: int, sequence: int, reading: Reading) -> None:
-        self.tasks.append(self._guarded(front, sequence, self._stepped(front, sequence, reading)))
+    def _later(self, front: int, sequence: int, reading: Reading, took_s: Histogram | None = None) -> None:
+        self.tasks.append(self._guarded(front, sequence, self._stepped(front, sequence, reading, took_s)))
 
-    def _stepped(self, front: int, sequence: int, reading: Reading) -> Task:
+    def _stepped(self, front: int, sequence: int, reading: Reading, took_s: Histogram | None) -> Task:
+        started = self._now()
         while (reply := reading.step(SLICE_ROWS)) is None:
             yield True
+        if took_s is not None:
+            took_s.observe(self._now() - started)
         self._outbox.reply(front, sequence, reply)
+
+    def _defragmented(self, front: int, sequence: int) -> Task:
+        """Defragment: RocksDB rewrites its files in a thread, and everything else goes on (MA18)."""
+        errors: list[str] = []
+
+        def work() -> None:
+            try:
+                self._machine.store.database.flush()
+                self._machine.store.database.defragment()
+            except Exception as error:
+                errors.append(str(error))
+
+        started = self._now()
+        self._figures.defrag_inflight += 1
+        thread = threading.Thread(target=work, name="defragment")
+        thread.start()
+        while thread.is_alive():
+            yield False
+        self._figures.defrag_inflight -= 1
+        self._figures.defrag_s.observe(self._now() - started)
+        if errors:
+            self._outbox.fail(front, sequence, Code.UNKNOWN, errors[0])
+        else:
+            self._outbox.reply(front, sequence, b"")
 
     def _streamed(self, front: int, sequence: int, body: bytes) -> Task:
         """A RangeStream goes on as its front takes what was sent; meanwhile it holds no view of the database."""
@@ -198,6 +236,10 @@ class Reads:
         self._waiting_keep_alives = []
         for front, sequence, lease_id in waiting:
             self._keep_alive(front, sequence, lease_id)
+
+    def _txn(self, body: bytes) -> bytes:
+        self._figures.read_txns += 1
+        return self._machine.store.txn(body)
 
     def _time_to_live(self, body: bytes) -> bytes:
         request = LeaseTimeToLiveRequest.FromString(body)

@@ -113,8 +113,7 @@ class Calls:
         self._records_bytes += size
         self.proposal_bytes += size
         if not self._flush_armed:
-            self._flush_armed = True
-            self._call_soon(self.flush)
+            self._arm()
 
     def read(self, sink: Sink, token: int, op: int, body: bytes) -> None:
         """Asks apply for something that needs no log; the sink gets the answer."""
@@ -125,6 +124,13 @@ class Calls:
         self._waiting[sequence] = (sink, token, op not in UNTIMED)
         self._reads.append(READ.pack(len(body), op, 0, 0, sequence) + body)
         if not self._flush_armed:
+            self._arm()
+
+    def _arm(self) -> None:
+        """A lone call leaves at once: waiting for the turn to end gathers nothing, and costs it 15 us."""
+        if len(self._waiting) == 1:
+            self.flush()
+        else:
             self._flush_armed = True
             self._call_soon(self.flush)
 

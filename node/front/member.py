@@ -64,12 +64,10 @@ def admit(member: Member, head: Head, kind: str) -> errors.Status | None:
         given = metadata.get("client-api-version")
         if given:
             first = given[0]
-            if isinstance(first, bytes):
-                try:
-                    first = first.decode()
-                except UnicodeDecodeError:
-                    return errors.INVALID_CLIENT_API_VERSION
-            version = first
+            try:
+                version = first.decode() if isinstance(first, bytes) else first.encode().decode()
+            except UnicodeError:  # bytes that are no UTF-8 come as surrogates
+                return errors.INVALID_CLIENT_API_VERSION
         if not member.leader and "hasleader" in metadata and metadata["hasleader"][0] == "true":
             return errors.NO_LEADER
     counts = member.requests_by_version

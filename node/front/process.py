@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from kvorum import API_VERSION
 from kvorum.pb.internal_pb2 import ClusterVersion, Publish
+from kvorum.wire.http1 import Http1Handler
 from kvorum.wire.limits import ServerLimits
 from kvorum.wire.server import Server
 from kvorum.wire.tls import server_context
@@ -21,12 +22,21 @@ from node import event_loop
 from node.child import ChildContext, Listener, Serves
 from node.frames import HEADER_BYTES, LEADERSHIP, Frame, Kind, Process
 from node.front import health, kv, lease, maintenance
+from node.front.access import Access
 from node.front.calls import Calls
+from node.front.health_checks import HealthChecks
+from node.front.http_pages import ClientHttp, MetricsHttp, Pages
+from node.front.json_gateway import Gateway
 from node.front.member import Limits, Member
-from node.front.state import StateAsks, answer
-from node.link_zmq import Links
+from node.front.metrics import client_request_figures, grpc_figures
+from node.front.state import StateAsks, States, answer
+from node.front.view import MemberPages
+from node.front.watch import WatchService
+from node.front.watch_deliveries import Deliveries
+from node.link_zmq import MOST_FRAMES, Links
 from node.log import Logger
 from node.requests import Op
+from node.stats import Figures, add
 
 GRPC_OVERHEAD_BYTES: Final = 512 * 1024
 """How much larger than a request a gRPC message may be before the wire itself refuses it (P4, G1)."""
@@ -76,17 +86,47 @@ class Front:
             **maintenance.unary(member, self.states),
             **health.unary(),
         }
+        self.deliveries = Deliveries(
+            self.member,
+            send=links.send,
+            call_soon=loop.call_soon,
+            call_later=loop.call_later,
+            now=loop.time,
+            random=self._random.random,
+            progress_interval_s=config.watch_progress_notify_interval_s,
+        )
+        self.watches = WatchService(self.deliveries)
         streams: dict[str, Callable[[Any, Any], Any]] = {
+            "/etcdserverpb.Watch/Watch": self.watches.open,
             "/etcdserverpb.KV/RangeStream": kv.range_stream(member),
             "/etcdserverpb.Lease/LeaseKeepAlive": lease.keep_alive(member),
             health.WATCH: health.watch,
         }
-        self._servers: dict[Serves, Server] = {}
-        for serves in {listener.serves for listener in child.listeners}:
-            self._servers[serves] = Server(
-                unary=unary if serves in (Serves.ALL, Serves.GRPC) else {},
-                streams=streams if serves in (Serves.ALL, Serves.GRPC) else {},
+        self._view = MemberPages(child, member, self.states)
+        self._pages = Pages(self._view, HealthChecks(self._view, loop.call_later, limits.request_timeout_s))
+        gateway = None
+        if config.enable_grpc_gateway:
+            gateway = Gateway(
+                unary=unary,
+                streams=streams,
+                call_later=loop.call_later,
+                message_bytes=config.max_request_bytes + GRPC_OVERHEAD_BYTES,
+            )
+        self._servers: dict[tuple[Serves, bool], Server] = {}
+        for listener in child.listeners:
+            serves = listener.serves
+            http1: Http1Handler | None = None
+            if serves is Serves.METRICS:
+                http1 = MetricsHttp(self._pages)
+            elif serves is not Serves.GRPC:
+                access = Access(cors=config.cors, hosts=config.host_whitelist, tls=listener.is_secure)
+                http1 = ClientHttp(access, self._pages, gateway)
+            has_grpc = serves in (Serves.ALL, Serves.GRPC)
+            self._servers[serves, listener.is_secure] = Server(
+                unary=unary if has_grpc else {},
+                streams=streams if has_grpc else {},
                 limits=server_limits(child),
+                http1=http1,
             )
         self._listeners: list[asyncio.Server] = []
         self._serving = False
@@ -116,14 +156,14 @@ class Front:
             self._on_frame(frame)
             self.links.consume(frame.sender, frame.kind, frame.end - frame.start)
         self._flush()
-        return bool(frames)
+        return len(frames) == MOST_FRAMES
 
     def _on_frame(self, frame: Frame) -> None:
         if frame.kind == Kind.REPLIES:
             self.calls.on_replies(frame.data)
         else:
             assert frame.kind == Kind.DELIVERIES, f"a front got a frame of kind {frame.kind}"
-            self.watches.on_deliveries(frame.data)
+            self.deliveries.on_deliveries(frame.data)
 
     def _flush(self) -> None:
         for server in self._servers.values():
@@ -132,7 +172,13 @@ class Front:
     def tick(self) -> None:
         """See Shell."""
         self.calls.expire()
+        if self._serving and not self.member.cluster_version:
+            self.states.ask({Process.APPLY}, self._on_apply_state)
         self._flush()
+
+    def _on_apply_state(self, states: States) -> None:
+        if Process.APPLY in states:
+            self.member.cluster_version = states[Process.APPLY]["cluster_version"]
 
     # starting and stopping
 
@@ -166,7 +212,7 @@ class Front:
         sock = socket.socket(fileno=listener.fd)
         sock.setblocking(False)
         context = tls_context(self._child) if listener.is_secure else None
-        factory = self._servers[listener.serves].protocol_factory
+        factory = self._servers[listener.serves, listener.is_secure].protocol_factory
         if sock.family == socket.AF_UNIX:
             return await self._loop.create_unix_server(factory, sock=sock, ssl=context, backlog=BACKLOG)
         return await self._loop.create_server(factory, sock=sock, ssl=context, backlog=BACKLOG)
@@ -193,10 +239,25 @@ class Front:
 
     def _give_up(self) -> None:
         self.calls.fail_all()
+        self.watches.end_all()
         self._flush()
 
     def _state(self) -> dict[str, Any]:
-        return {}
+        figures: Figures = {
+            **self._pages.figures(),
+            **client_request_figures(self.member.requests_by_version),
+            "etcd_server_proposals_pending": self.calls.waiting_proposals,
+            "etcd_server_proposals_failed_total": self.calls.failed,
+            "etcd_debugging_mvcc_watch_stream_total": len(self.deliveries.streams),
+            "etcd_debugging_mvcc_watcher_total": self.deliveries.watches,
+            "etcd_debugging_mvcc_events_total": self.deliveries.events,
+            "etcd_network_client_grpc_received_bytes_total": sum(s.bytes_received for s in self._servers.values()),
+            "etcd_network_client_grpc_sent_bytes_total": sum(s.bytes_sent for s in self._servers.values()),
+        }
+        for server in self._servers.values():
+            for name, figure in grpc_figures(server.routes).items():
+                figures[name] = add(figures[name], figure) if name in figures else figure
+        return {"metrics": figures}
 
 
 class Ignored:
@@ -254,8 +315,14 @@ def main(child: ChildContext) -> None:
     logger = Logger.open(child.config.log)
 
     def build(fail: event_loop.Fail) -> Front:
-        links = Links(child.run_dir, Process.FRONT + child.index, [Process.RAFT, Process.APPLY, Process.WATCH])
-        for sender, kind in ((Process.RAFT, Kind.REPLIES), (Process.APPLY, Kind.REPLIES)):
+        fronts = [Process.FRONT + i for i in range(child.config.front_workers)]  # itself too, for figures
+        peers = [Process.RAFT, Process.APPLY, Process.WATCH, *fronts]
+        links = Links(child.run_dir, Process.FRONT + child.index, peers)
+        for sender, kind in (
+            (Process.RAFT, Kind.REPLIES),
+            (Process.APPLY, Kind.REPLIES),
+            (Process.WATCH, Kind.DELIVERIES),
+        ):
             links.open(sender, kind)
         return Front(child, links, logger, fail)
 

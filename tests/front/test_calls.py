@@ -44,6 +44,11 @@ class Harness:
             timeout_s=timeout_s,
         )
 
+    def busy(self) -> None:
+        """Something else is under way for ever, so that calls gather until the turn's end."""
+        self.calls.read(Sink(), 0, Op.RANGE, b"")
+        self.sent.clear()
+
     def turn(self) -> None:
         soon, self.soon = self.soon, []
         for callback in soon:
@@ -56,6 +61,7 @@ class Harness:
 
 def test_the_requests_of_one_turn_travel_as_one_batch_that_names_the_first() -> None:
     h = Harness()
+    h.busy()
     for turn, bodies in enumerate([[b"a", b"bb"], [b"ccc"]]):
         for body in bodies:
             h.calls.propose(h.sink, turn, Op.PUT, body)
@@ -71,12 +77,22 @@ def test_the_requests_of_one_turn_travel_as_one_batch_that_names_the_first() -> 
     )
 
 
+def test_a_lone_call_leaves_at_once() -> None:
+    h = Harness()
+    h.calls.propose(h.sink, 1, Op.PUT, b"alone")
+    assert len(h.sent) == 1
+    h.calls.propose(h.sink, 2, Op.PUT, b"one of two")
+    assert len(h.sent) == 1
+    h.turn()
+    assert len(h.sent) == 2
+
+
 def test_reads_are_numbered_apart() -> None:
     h = Harness()
     h.calls.read(h.sink, 1, Op.RANGE, b"r")
     h.calls.propose(h.sink, 2, Op.PUT, b"p")
     h.turn()
-    assert h.sent[1] == (
+    assert h.sent[0] == (
         Process.APPLY,
         Kind.READS,
         READ.pack(1, Op.RANGE, 0, 0, FIRST_READ_SEQUENCE) + b"r",
@@ -98,6 +114,7 @@ def test_errors_and_parts_reach_the_sink_and_an_unknown_answer_does_not() -> Non
 
 def test_a_large_turn_is_cut_into_batches_below_the_size_of_an_entry() -> None:
     h = Harness()
+    h.busy()
     body = b"x" * (BATCH_BYTES // 3)
     for _ in range(7):
         h.calls.propose(h.sink, 0, Op.PUT, body)

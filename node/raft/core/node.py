@@ -140,9 +140,10 @@ class RawNode:
         self._raft.step(Message(MessageType.PROP, entries=[(0, 0, type_, encode_change(change))]))
 
     def apply_conf_change(self, change: ConfChange) -> ConfState:
-        """A committed change is being applied (all of them, in order): returns the configuration from now on.
+        """A committed change was handed out (all of them, in order): returns the configuration from now on.
 
-        Raises ChangeRefused, with nothing changed; every member refuses the same.
+        With asynchronous writes this must not come after a later snapshot was taken in by `step`: do it with the Ready
+        that hands the entry out. Raises ChangeRefused, with nothing changed; every member refuses the same.
         """
         return membership.apply_change(self._raft, change)
 
