@@ -146,6 +146,19 @@ class Http1Exchange:
         if not self.ended:
             self._finish()
 
+    def switch(self, headers: Headers, protocol: asyncio.Protocol) -> bool:
+        """Answer 101 with these headers and hand the transport to another protocol (WebSocket, for one); its
+        `connection_made` is called first. False, and nothing done, when the request does not ask for an upgrade or
+        has a body, or the client is gone."""
+        connection = self._connection
+        if connection is None or self.has_body or self.header(b"upgrade") is None:
+            return False
+        assert not self.started
+        self.started = True
+        self._release()
+        connection.switch(headers, protocol)
+        return True
+
     def _finish(self) -> None:
         connection = self._connection
         self._release()
@@ -220,6 +233,7 @@ class Http1Connection(asyncio.Protocol):
         self._waiting_since = accepted_at
         """When the client last moved, while it is the client's turn."""
         self._first = True
+        self._successor: asyncio.Protocol | None = None
         self.congested = False
         self.peer = peer
         self.peer_common_name = peer_common_name
@@ -228,6 +242,9 @@ class Http1Connection(asyncio.Protocol):
     # From the transport.
 
     def data_received(self, data: bytes) -> None:
+        if self._successor is not None:
+            self._successor.data_received(data)
+            return
         if self._close_by is not None:
             return
         if self._waits_for_body():
@@ -236,6 +253,8 @@ class Http1Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         # A client that half-closes after its request may still want the reply; one with a stream open has left.
+        if self._successor is not None:
+            return bool(self._successor.eof_received())
         exchange = self._exchange
         if exchange is None or exchange.on_disconnect is not None or self._body_is_due():
             return False
@@ -248,15 +267,22 @@ class Http1Connection(asyncio.Protocol):
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.lose()
+        successor, self._successor = self._successor, None
+        if successor is not None:
+            successor.connection_lost(exc)
         on_lost, self._on_lost = self._on_lost, None
         if on_lost is not None:
             on_lost(self)
 
     def pause_writing(self) -> None:
         self.congested = True
+        if self._successor is not None:
+            self._successor.pause_writing()
 
     def resume_writing(self) -> None:
         self.congested = False
+        if self._successor is not None:
+            self._successor.resume_writing()
         exchange = self._exchange
         if exchange is not None and exchange.on_writable is not None:
             exchange.on_writable()
@@ -265,6 +291,8 @@ class Http1Connection(asyncio.Protocol):
 
     def tick(self, now: float) -> None:
         """Look at the clock; called about once a second."""
+        if self._successor is not None:
+            return
         if self._close_by is not None:
             if now > self._close_by:
                 self._transport.abort()
@@ -278,7 +306,7 @@ class Http1Connection(asyncio.Protocol):
     def drain(self) -> None:
         """Finish the exchange that is open, then close."""
         self._draining = True
-        if self._exchange is None and self._close_by is None:
+        if self._exchange is None and self._successor is None and self._close_by is None:
             self._transport.close()
 
     def abort(self) -> None:
@@ -312,6 +340,18 @@ class Http1Connection(asyncio.Protocol):
         if self._paused["body"]:
             self.resume(body=True)
         self._pump()
+
+    def switch(self, headers: Headers, successor: asyncio.Protocol) -> None:
+        connection = self._h11
+        self._exchange = None
+        while connection.their_state is h11.SEND_BODY:
+            connection.next_event()  # the end of the empty body
+        self._write(connection.send(h11.InformationalResponse(status_code=101, headers=list(headers))))
+        self._successor = successor
+        successor.connection_made(self._transport)
+        early = bytes(connection.trailing_data[0])
+        if early:
+            successor.data_received(early)
 
     def pause(self, *, body: bool) -> None:
         before = any(self._paused.values())
@@ -353,17 +393,24 @@ class Http1Connection(asyncio.Protocol):
             return
         self._pumping = True
         try:
-            while self._close_by is None and not self._transport.is_closing() and self._step():
+            while (
+                self._close_by is None and self._successor is None and not self._transport.is_closing() and self._step()
+            ):
                 pass
         except h11.RemoteProtocolError as error:
             self._refuse(error.error_status_hint, str(error))
         finally:
             self._pumping = False
+        if self._successor is not None:
+            return
         held = len(self._h11.trailing_data[0])
         if held > _PIPELINED_BYTES and not self._paused["pipeline"]:
             self.pause(body=False)
         elif held <= _PIPELINED_BYTES and self._paused["pipeline"]:
             self.resume(body=False)
+
+    def _serves(self) -> bool:
+        return self._close_by is None and self._successor is None and not self._transport.is_closing()
 
     def _step(self) -> bool:
         """One event; False when nothing more can be done now."""

@@ -1,5 +1,6 @@
 """HTTP/1.1 on the port of gRPC: http.client, raw sockets and curl as the peers."""
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -7,6 +8,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 
@@ -17,6 +19,22 @@ from tests.wire.serving import DEADLINE_S, LOOPS, Serving, echo
 TEXT = [(b"content-type", b"text/plain")]
 
 
+class Shouting(asyncio.Protocol):
+    """What a connection may be switched to."""
+
+    def __init__(self) -> None:
+        self.lost = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data.upper())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost += 1
+
+
 class Site:
     """Handlers by path."""
 
@@ -24,6 +42,7 @@ class Site:
         self.open: list[Http1Exchange] = []
         self.chunks: list[bytes] = []
         self.gone = 0
+        self.upgraded: list[Shouting] = []
 
     def handle(self, exchange: Http1Exchange) -> None:
         path = exchange.target.partition("?")[0]
@@ -54,6 +73,10 @@ class Site:
                 exchange.stream_body(self.chunks.append, lambda: exchange.respond(200, TEXT, b"done"))
                 exchange.pause_reading()
                 self.open.append(exchange)
+            case "/upgrade":
+                self.upgraded.append(Shouting())
+                if not exchange.switch([(b"upgrade", b"shout"), (b"connection", b"upgrade")], self.upgraded[-1]):
+                    exchange.respond(400, TEXT, b"not asked for")
             case "/ignores-body":
                 exchange.respond(200, TEXT, b"no thanks")
             case _:
@@ -94,10 +117,10 @@ def connect(serving: Serving) -> socket.socket:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    octets = b""
+    octets = bytearray()
     while part := connection.recv(65_536):
         octets += part
-    return octets
+    return bytes(octets)
 
 
 def read_to_the_end(connection: socket.socket) -> bytes:
@@ -300,11 +323,26 @@ def test_a_handler_may_take_its_time(site: Site) -> None:
 
 @pytest.mark.parametrize("octets", [b"", b"GET / HT", b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nx"])
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_client_that_stops_is_closed(octets: bytes, loop: str) -> None:
+def test_a_client_that_stops_is_closed(octets: bytes, loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvorum.wire.server._TICK_S", 0.01)
     limits = ServerLimits(preface_timeout_s=0.01, http1_idle_timeout_s=0.01)
     with Serving(http1=Site(), limits=limits, loop=loop) as serving, connect(serving) as connection:
         connection.sendall(octets)
         assert read_to_the_end(connection) == b""
+
+
+def test_switching_to_another_protocol(serving: Serving, site: Site) -> None:
+    with connect(serving) as connection:
+        connection.sendall(b"GET /upgrade HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: shout\r\n\r\nearly ")
+        octets = read_until(connection, b"EARLY ")
+        assert octets.startswith(b"HTTP/1.1 101 ")
+        connection.sendall(b"late")
+        assert read_until(connection, b"LATE") == b"LATE"
+    serving.wait(lambda: serving.server.connections_open == 0)
+    assert site.upgraded[0].lost == 1
+    with connect(serving) as connection:
+        connection.sendall(b"GET /upgrade HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert read_until(connection, b"not asked for").startswith(b"HTTP/1.1 400 ")
 
 
 def test_shutdown_waits_for_the_exchange_that_is_open(serving: Serving, site: Site) -> None:
