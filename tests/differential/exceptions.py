@@ -14,7 +14,7 @@ EXCEPTIONS: Final = {
     "X2": "Range with keys_only: 3.5.1 keeps `lease`",
     "X3": "RangeStream: absent in 3.5.1",
     "X4": "HashKV at the compacted revision: 3.5.1 answers Compacted",
-    "X5": "HashKV: no hash_revision and no hash stored at a compaction in 3.5.1",
+    "X5": "HashKV: no hash_revision in 3.5.1, and none of the hashes stored at the newest compactions",
     "X6": "compaction at a tombstone: 3.5.1 loses the row",
     "X9": "watch from a negative revision: 3.5.1 serves it",
     "X12": "watch progress without watchers: 3.5.1 answers",

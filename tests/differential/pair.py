@@ -86,6 +86,7 @@ class Pair:
         self.reference = Api(reference.address)
         self.now = 1
         self.compacted = -1
+        self.compactions: set[int] = set()
         self.lazily_compacted = False
         self._watching: list[Watching | None] = [None] * STREAMS
         self._keep_alive: tuple[KeepAliveStream, KeepAliveStream] | None = None
@@ -159,6 +160,7 @@ class Pair:
         self.now = max(self.now, outcome.header.revision)
         if isinstance(request, CompactionRequest):
             self.compacted = request.revision
+            self.compactions.add(request.revision)
             self.lazily_compacted = not request.physical
 
     def _range_stream(self, request: RangeRequest, reply: RangeResponse | Status) -> None:
@@ -183,8 +185,8 @@ class Pair:
 
     def _hash(self, request: HashKVRequest) -> None:
         revision = request.revision or self.now
-        if revision == self.compacted:
-            return  # X4, X5, Q1
+        if revision in self.compactions:
+            return  # X4, X5, Q1: the hash stored at that compaction, for the newest ones also below the last
         if self.lazily_compacted and revision > 0:
             count = self.reference.outcome(
                 RangeRequest(key=b"\0", range_end=b"\0", revision=request.revision, count_only=True)
