@@ -118,11 +118,12 @@ class Lane:
         return taken
 
     def deliver(
-        self, start: int, end: int, revisions: list[RevisionChanges], current: int
+        self, start: int, end: int, revisions: list[RevisionChanges], current: int, compacted: int
     ) -> tuple[int, list[Watcher]]:
         """Serves whoever stands in [start, end] with what the source has for these revisions.
 
-        `revisions` are complete for [start, end] and every range in the lane. Returns the last revision served, which
+        `revisions` are complete for [start, end] and every range in the lane. A previous value that is compacted is
+        left out, though the ring may still hold it (WE10). Returns the last revision served, which
         is before `end` when the slice was cut short, and the watchers whose fronts gave no credit: these are removed
         and stay where they stood, the others now stand at the revision after.
         """
@@ -146,7 +147,7 @@ class Lane:
                 break
         refused: list[Watcher] = []
         for members, matched in hits.values():
-            for front, watchers, number, events in _replies(members, matched, start, end):
+            for front, watchers, number, events in _replies(members, matched, start, end, compacted):
                 if front.outbox.has_room():
                     handles = [watcher.handle for watcher in watchers]
                     front.outbox.push(encode_caught_up(end, current, handles, number, events))
@@ -187,7 +188,7 @@ class Lane:
 
 
 def _replies(
-    members: dict[Watcher, None], matched: list[tuple[int, Change]], start: int, end: int
+    members: dict[Watcher, None], matched: list[tuple[int, Change]], start: int, end: int, compacted: int
 ) -> Iterator[tuple[Front, list[Watcher], int, bytes]]:
     """The replies for one range's watchers: (front, watchers of it, events, field `events`); those alike share one."""
     alike: dict[tuple[int, int, int], tuple[Front, list[Watcher]]] = {}
@@ -210,8 +211,8 @@ def _replies(
         reply = encoded.get((filters, first))
         if reply is None:
             fields = [
-                event_field(change, filters & PREV != 0)
-                for _, change in matched[first:]
+                event_field(change, filters & PREV != 0 and revision > compacted)
+                for revision, change in matched[first:]
                 if not filters & (NODELETE if change[0] else NOPUT)
             ]
             reply = encoded[filters, first] = (len(fields), b"".join(fields))

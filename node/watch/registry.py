@@ -230,7 +230,7 @@ class Registry:
                 self._end_compacted(watcher)
         elif lane:
             assert history.end <= self.revision, "history is ahead of the events"
-            end, refused = lane.deliver(history.start, history.end, history.revisions, self.revision)
+            end, refused = lane.deliver(history.start, history.end, history.revisions, self.revision, self.compacted)
             self._hold(refused)
             if end + 1 >= self._ring.first:
                 for watcher in lane.take_at(end + 1):
@@ -291,7 +291,7 @@ class Registry:
                 return
         start = lane.next_position()
         revisions = ring.slice(start, MAX_REVISIONS, SLICE_BYTES)
-        end, refused = lane.deliver(start, revisions[-1][0], revisions, self.revision)
+        end, refused = lane.deliver(start, revisions[-1][0], revisions, self.revision, self.compacted)
         self._hold(refused)
         if end == self.revision:
             for watcher in lane.take_at(end + 1):

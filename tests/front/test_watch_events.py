@@ -148,12 +148,17 @@ def test_WE10_the_ring_does_not_serve_previous_values_it_was_not_given(world: Wo
     assert [event.prev_kv.value for reply in client.take() for event in reply.events] == [b"2"]
 
 
-def test_WE10_a_compacted_previous_value_is_absent(world: World, client: Client) -> None:
+@pytest.mark.parametrize("ring", [True, False])
+def test_WE10_a_compacted_previous_value_is_absent(world: World, client: Client, ring: bool) -> None:
+    if ring:
+        watch(world, world.fronts[0].open(), prev_kv=True)
     world.put(value=b"1")
     second = world.put(value=b"2")
     world.compact(second)
     world.put(value=b"3")
+    world.run()
     watch(world, client, start_revision=second, prev_kv=True)
+    assert (world.store.reads == 0) is ring
     assert [event.prev_kv.value for reply in client.take() for event in reply.events] == [b"", b"2"]
 
 
