@@ -1,6 +1,6 @@
 """A group of cores under a network, disks and clocks that misbehave as a seed decides; what must hold is asserted.
 
-One `step` is one thing that happens to one member. Everything random comes from the seed, so a failing one replays.
+`core_trouble.py` decides what happens to it. Everything random comes from the seed, so a failing one replays.
 
 What is asserted, all the time:
 
@@ -13,9 +13,8 @@ What is asserted, all the time:
 - reads: a read index is at least all that was committed anywhere when the read was asked.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from random import Random
 
@@ -25,14 +24,11 @@ from node.raft.core import (
     NO_LIMIT,
     NOBODY,
     ChangeRefused,
-    ChangeType,
-    ConfChange,
     Config,
     ConfState,
     Entry,
     EntryType,
     HardState,
-    MemoryStorage,
     Message,
     MessageType,
     PeerNotFound,
@@ -40,71 +36,13 @@ from node.raft.core import (
     RawNode,
     Role,
     Snapshot,
-    Transition,
     decode_change,
 )
-from node.raft.core.raft import Raft
+from tests.raft.core_member import Chaos, Disk, Member
 from tests.raft.traces.describe import describe_message
 
 POOL = (1, 2, 3, 4, 5)
 ELECTION_TICKS = 5
-
-
-class Disk(MemoryStorage):
-    """A member's log on disk. A commit index alone is written without a sync: a crash may lose it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.synced_hard_state = self.hard_state
-        self.busy = False  # no snapshot can be made now
-        self.flush: Callable[[], Snapshot] = lambda: self.installed
-
-    def snapshot(self) -> Snapshot | None:
-        return None if self.busy else self.flush()
-
-    def holds(self, index: int, term: int) -> bool:
-        """Whether the entry, or a state that comprises it, is on this disk."""
-        return index < self.first_index or self.term_of(index) == term
-
-
-@dataclass(slots=True)
-class Member:
-    """A member, down when it has no node. `applied` is in memory, `flushed` is what its state machine has on disk."""
-
-    config: Config
-    disk: Disk
-    node: RawNode | None = None
-    append_work: deque[Message] = field(default_factory=deque)
-    apply_work: deque[Message] = field(default_factory=deque)
-    local: deque[Message] = field(default_factory=deque)
-    applied: int = 0
-    flushed: int = 0
-    seen_commit: int = 0
-    seen_term: int = 0
-
-    @property
-    def id(self) -> int:
-        return self.config.id
-
-    @property
-    def raft(self) -> Raft:
-        assert self.node is not None
-        return self.node._raft
-
-
-@dataclass(frozen=True, slots=True)
-class Chaos:
-    """How badly things go: chances per message or per step."""
-
-    drop: float
-    duplicate: float
-    reorder: float
-    crash: float
-    partition: float
-    change: float
-
-
-CALM = Chaos(0, 0, 0, 0, 0, 0)
 
 
 class Group:
@@ -121,12 +59,13 @@ class Group:
             partition=random.choice((0.0, 0.004)),
             change=random.choice((0.0, 0.01, 0.03)),
         )
+        self.changes = self.chaos.change > 0
         self.network: list[Message] = []
         self.blocked: set[tuple[int, int]] = set()  # (from, to)
         self.reports: list[tuple[int, int, bool]] = []  # (by, member, failed): of snapshots sent
         self.leaders: dict[int, int] = {}  # by term
         self.entries: dict[tuple[int, int], tuple[int, bytes, int]] = {}  # by index, term: type, data, term before
-        self.committed: dict[int, tuple[int, int]] = {0: (0, 0)}  # by index: its term, the term in which it was committed
+        self.committed: dict[int, tuple[int, int]] = {0: (0, 0)}  # by index: its term, and when
         self.contents: dict[int, Entry] = {}  # applied, by index
         self.states: dict[int, ConfState] = {0: ConfState()}  # the configuration after each index
         self.reads: dict[bytes, int] = {}  # by context: what was committed when it was asked
@@ -275,18 +214,10 @@ class Group:
         if sync:
             disk.synced_hard_state = disk.hard_state
 
-    def apply(self, member: Member, entries: Sequence[Entry]) -> None:
-        """Committed entries reach the state machine."""
+    def change(self, member: Member, entries: Sequence[Entry]) -> None:
+        """Membership changes take effect when they are handed out."""
         assert member.node is not None
-        for entry in entries:
-            term, index, type_, data = entry
-            if index <= member.applied:
-                assert member.disk.installed.index >= index  # handed out before a snapshot that comprises it
-                continue
-            assert index == member.applied + 1
-            assert self.committed[index][0] == term
-            assert member.disk.holds(index, term), f"entry {index} is applied before it is on disk"
-            assert self.contents.setdefault(index, entry) == entry
+        for _, index, type_, data in entries:
             state = self.states[index - 1]
             if type_ != EntryType.NORMAL:
                 try:
@@ -294,7 +225,19 @@ class Group:
                 except ChangeRefused as error:
                     self.say(f"  {error}")
                 self.observe(member)
-            assert self.states.setdefault(index, state) == state
+            assert self.states.setdefault(index, state) == state, f"two configurations at {index}"
+
+    def apply(self, member: Member, entries: Sequence[Entry]) -> None:
+        """Committed entries reach the state machine."""
+        for entry in entries:
+            term, index, _, _ = entry
+            if index <= member.applied:
+                assert member.disk.installed.index >= index  # handed out before a snapshot that comprises it
+                continue
+            assert index == member.applied + 1
+            assert self.committed[index][0] == term
+            assert member.disk.holds(index, term), f"entry {index} is applied before it is on disk"
+            assert self.contents.setdefault(index, entry) == entry, f"two entries at {index}"
             member.applied = index
 
     def handle_ready(self, member: Member) -> None:
@@ -308,6 +251,7 @@ class Group:
                 self.reads_answered += 1
                 assert read.index >= asked, f"a read at {read.index} misses what was committed, {asked}"
         if member.config.async_storage_writes:
+            self.change(member, ready.committed)
             for message in ready.messages:
                 if message.to == APPEND_THREAD:
                     member.append_work.append(message)
@@ -322,6 +266,7 @@ class Group:
             return
         for message in ready.messages:
             self.send(member, message)
+        self.change(member, ready.committed)
         self.apply(member, ready.committed)
         self.act(member, RawNode.advance)
 
@@ -343,7 +288,9 @@ class Group:
         """A message leaves: what it promises is on disk."""
         disk = member.disk
         if message.type is MessageType.APP_RESP and not message.reject:
-            assert message.index <= disk.last_index, f"{message} promises what is not on disk"
+            # In a later term the log may be shorter again: then the answer is as one that was long on its way.
+            kept = message.index <= disk.last_index or disk.hard_state.term > message.term
+            assert kept, f"{message} promises what is not on disk"
         elif message.type is MessageType.VOTE_RESP and not message.reject:
             state = disk.hard_state
             assert state.term > message.term or state[:2] == (message.term, message.to), f"{message}, but {state}"
@@ -377,207 +324,3 @@ class Group:
         message = member.local.popleft()
         self.say(f"deliver {describe_message(message)}")
         self.act(member, lambda node: node.step(message))
-
-    # What happens.
-
-    def step(self) -> None:
-        """One thing happens."""
-        random, chaos = self.random, self.chaos
-        chance = random.random
-        for member in self.members.values():
-            if member.node is None and chance() < 0.02:
-                self.start(member)
-                return
-        running = self.running()
-        if not running:
-            return
-        member = random.choice(running)
-        if chance() < chaos.crash:
-            self.crash(member)
-            return
-        if chance() < chaos.partition:
-            self.partition()
-        if chance() < chaos.change:
-            self.propose_change(self.busiest(member))
-        draw = chance()
-        if draw < 0.45 and self.network:
-            self.deliver()
-        elif draw < 0.8:
-            self.work(member)
-        elif draw < 0.88:
-            self.say(f"tick {member.id}")
-            self.act(member, RawNode.tick)
-        elif draw < 0.93:
-            self.propose(self.busiest(member))
-        elif draw < 0.97:
-            self.read(self.busiest(member))
-        else:
-            self.rarely(member)
-        if member.node is not None and member.node.has_ready() and chance() < 0.7:
-            self.handle_ready(member)
-
-    def busiest(self, member: Member) -> Member:
-        """Whom a client or operator turns to: mostly the newest leader, else anybody."""
-        leaders = [other for other in self.running() if other.raft.role is Role.LEADER]
-        if not leaders or self.random.random() < 0.2:
-            return member
-        return max(leaders, key=lambda leader: leader.raft.term)
-
-    def work(self, member: Member) -> None:
-        """A member gets on with what it has to do itself."""
-        assert member.node is not None
-        if member.local:
-            self.deliver_local(member)
-        elif member.append_work and self.random.random() < 0.6:
-            self.append_thread(member)
-        elif member.apply_work:
-            self.apply_thread(member)
-        elif member.node.has_ready():
-            self.handle_ready(member)
-
-    def propose(self, member: Member) -> None:
-        """A client writes."""
-        self.proposed += 1
-        data = b"%d" % self.proposed
-        self.say(f"propose {member.id} {data!r}")
-        self.act(member, lambda node: node.propose(data))
-
-    def read(self, member: Member) -> None:
-        """A client reads."""
-        context = b"read %d" % len(self.history)
-        self.reads[context] = max(self.committed)
-        self.say(f"read {member.id}")
-        self.act(member, lambda node: node.read_index(context))
-
-    def propose_change(self, member: Member) -> None:
-        """The operator changes the group."""
-        random = self.random
-        kinds = (ChangeType.ADD_VOTER, ChangeType.ADD_VOTER, ChangeType.ADD_LEARNER, ChangeType.REMOVE)
-        count = random.choice((0, 1, 1, 1, 2, 3))
-        changes = tuple((random.choice(kinds), random.choice(POOL)) for _ in range(count))
-        transition = random.choice(tuple(Transition)) if changes else Transition.AUTO
-        change = ConfChange(changes, transition)
-        self.say(f"propose {member.id} {change}")
-        single = count == 1 and transition is Transition.AUTO and random.random() < 0.5
-        self.act(member, lambda node: node.propose_conf_change(change, single=single))
-
-    def partition(self) -> None:
-        """Some links, one-way, some halves of the group, or none are cut off from now on."""
-        random = self.random
-        kind = random.choice(("heal", "heal", "heal", "halves", "one-way", "links"))
-        links = [(sender, to) for sender in POOL for to in POOL if sender != to]
-        half = set(random.sample(POOL, 2))
-        match kind:
-            case "heal":
-                self.blocked = set()
-            case "halves":
-                self.blocked = {link for link in links if (link[0] in half) != (link[1] in half)}
-            case "one-way":
-                self.blocked = {link for link in links if link[0] in half and link[1] not in half}
-            case _:
-                self.blocked = set(random.sample(links, 6))
-        self.say(f"blocked {sorted(self.blocked)}")
-
-    def rarely(self, member: Member) -> None:
-        """What the shell does now and then."""
-        random = self.random
-        disk = member.disk
-        match random.choice(("flush", "compact", "busy", "transfer", "campaign", "forget", "report")):
-            case "flush":
-                self.flush(member)
-            case "compact":
-                if disk.first_index <= member.flushed:
-                    index = random.randint(disk.first_index, member.flushed)
-                    disk.compact(index)
-                    self.say(f"compact {member.id} {index}")
-            case "busy":
-                disk.busy = not disk.busy
-            case "transfer":
-                to = random.choice(POOL)
-                self.say(f"transfer {member.id} {to}")
-                self.act(member, lambda node: node.transfer_leader(to))
-            case "campaign":
-                self.say(f"campaign {member.id}")
-                self.act(member, RawNode.campaign)
-            case "forget":
-                self.act(member, RawNode.forget_leader)
-            case _:
-                self.report()
-
-    def report(self) -> None:
-        """A leader hears what became of a snapshot."""
-        if self.reports:
-            by, to, failed = self.reports.pop(0)
-            if self.members[by].node is not None:
-                self.act(self.members[by], lambda node: node.report_snapshot(to, failed=failed))
-
-    # In the end.
-
-    def settle(self, rounds: int = 300) -> int:
-        """Everything works again: a new write is applied by every member of the group. Returns the rounds it took.
-
-        Who is not in the group is stopped: no longer in any configuration that a member has, so nobody waits for it.
-        """
-        self.chaos = CALM
-        self.blocked = set()
-        target: int | None = None
-        for round_ in range(rounds):
-            self.run_who_belongs()
-            for member in self.members.values():
-                member.disk.busy = False
-            while self.reports:
-                self.report()
-            for member in self.running():
-                self.say(f"tick {member.id}")
-                self.act(member, RawNode.tick)
-            self.drain()
-            latest = max(self.contents, default=0)
-            if target is None:
-                leaders = [member for member in self.running() if member.raft.role is Role.LEADER]
-                leaders = [member for member in leaders if member.raft.committed_in_term()]
-                if leaders and not any(member.raft.lead_transferee for member in leaders):
-                    before = max(self.committed)
-                    self.propose(max(leaders, key=lambda member: member.raft.term))
-                    self.drain()
-                    if max(self.committed) > before:
-                        target = max(self.committed)
-            elif all(member.applied >= target for member in self.running()) and latest >= target:
-                return round_
-        raise AssertionError(f"no progress within {rounds} rounds: target {target}")
-
-    def run_who_belongs(self) -> None:
-        """Start who is in the group, stop who is not."""
-        belongs: set[int] = set()
-        states = [self.states[max(self.states)]]
-        states += [member.raft.tracker.configuration.conf_state() for member in self.running() if member.applied]
-        for state in states:
-            belongs.update(state.voters, state.voters_outgoing, state.learners)
-        for member in self.members.values():
-            if member.id in belongs and member.node is None:
-                self.start(member)
-        newest = states[0]
-        staying = {*newest.voters, *newest.voters_outgoing, *newest.learners}
-        for member in self.running():
-            if member.id not in staying:
-                self.crash(member)
-
-    def drain(self) -> None:
-        """Until nobody has anything to do."""
-        busy = True
-        while busy:
-            busy = False
-            for member in self.running():
-                assert member.node is not None
-                while member.local or member.append_work or member.apply_work or member.node.has_ready():
-                    busy = True
-                    if member.node.has_ready():
-                        self.handle_ready(member)
-                    while member.append_work:
-                        self.append_thread(member)
-                    while member.apply_work:
-                        self.apply_thread(member)
-                    while member.local:
-                        self.deliver_local(member)
-            while self.network:
-                busy = True
-                self.deliver()

@@ -54,7 +54,7 @@ def _start(raft: Raft, campaign: Campaign) -> None:
 
 def _has_unapplied_change(raft: Raft) -> bool:
     log = raft.raft_log
-    index = log.applied + 1
+    index = max(log.applied, log.first_index() - 1) + 1  # what is compacted is applied, told or not
     while index <= log.committed:
         entries = log.read(index, log.committed + 1, _SCAN_BYTES)
         if any(entry[2] != EntryType.NORMAL for entry in entries):

@@ -10,6 +10,7 @@ class Storage(Protocol):
     """The stable log. Only what the core was told is stable may be missing from the core's own memory.
 
     What changes it (appends, compaction, installed snapshots) happens between two calls of the core, never within one.
+    Only entries that were handed out to be applied may be compacted.
     """
 
     @property
