@@ -53,6 +53,9 @@ class Links:
         for peer in peers:
             self._out[peer] = self._connect(address(run_dir, peer, control=False))
             self._out_control[peer] = self._connect(address(run_dir, peer, control=True))
+        self.data_left = True
+        self._one_by_one = True
+        self._since_empty = 0
         self._outlets: dict[tuple[int, int], Outlet] = {}
         self._inlets: dict[tuple[int, int], Inlet] = {}
 
@@ -112,20 +115,28 @@ class Links:
         if total is not None:
             self.send_control(sender, Kind.CREDIT, CREDIT.pack(kind, total))
 
-    def receive(self, most: int = MOST_FRAMES) -> list[Frame]:
-        """The data frames that are there, at most `most`; continuity is asserted. Empty when there are none.
+    def receive(self) -> list[Frame]:
+        """Data frames that are there; continuity is asserted. `data_left` says whether to call again without waiting.
 
-        With fewer than that the inbox was read to EAGAIN, and its descriptor will announce the next one.
+        The look that finds an inbox empty costs 3 us, 10 in a process that has just been woken. When frames come one
+        by one, as for a lone client, a frame is therefore returned at once, and the look comes after it is served.
         """
         frames: list[Frame] = []
         receive = self.data.recv
-        while len(frames) < most:
+        while len(frames) < MOST_FRAMES:
             try:
                 frame = unpack(receive(zmq.NOBLOCK))
             except zmq.Again:
-                break
+                self._one_by_one = self._since_empty + len(frames) <= 1
+                self._since_empty = 0
+                self.data_left = False
+                return frames
             self.inlet(frame.sender, frame.kind).accept(frame.start, frame.end)
             frames.append(frame)
+            if self._one_by_one and not self._since_empty:
+                break
+        self._since_empty += len(frames)
+        self.data_left = True
         return frames
 
     def receive_control(self) -> list[Frame]:
@@ -199,15 +210,13 @@ class BlockingReader:
         self._poll = select.epoll()
         for descriptor in (links.control_fd, links.data_fd, self._lifeline_fd):
             self._poll.register(descriptor, select.EPOLLIN)
-        self._data_left = True
 
     def wait(self, patience_s: float) -> Arrivals | None:
         """What has arrived, waiting up to `patience_s` for it; None when the supervisor said stop."""
-        ready = {descriptor for descriptor, _ in self._poll.poll(0 if self._data_left else patience_s)}
+        ready = {descriptor for descriptor, _ in self._poll.poll(0 if self._links.data_left else patience_s)}
         if self._lifeline_fd in ready and self._lifeline.stop_requested():
             return None
         links = self._links
         control = links.receive_control() if links.control_fd in ready else []
-        data = links.receive() if self._data_left or links.data_fd in ready else []
-        self._data_left = len(data) == MOST_FRAMES
+        data = links.receive() if links.data_left or links.data_fd in ready else []
         return Arrivals(control, data)

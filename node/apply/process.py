@@ -149,8 +149,10 @@ class Apply:
         self._lessor.turn(now)
         if not self._serving and self._machine.applied_term >= self._term > 0:
             self._begin_serving(now)
-        for frame in reads:
-            self._reads.on_frame(frame)
+        if reads:
+            for frame in reads:
+                self._reads.on_frame(frame)
+            self._outbox.flush()
         self._reads.unpark()
         now = time.monotonic()
         if self._serving:

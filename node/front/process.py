@@ -151,12 +151,18 @@ class Front:
 
     def on_data(self) -> bool:
         """Takes in replies and deliveries, then writes every connection that has output once."""
-        frames = self.links.receive()
-        for frame in frames:
-            self._on_frame(frame)
-            self.links.consume(frame.sender, frame.kind, frame.end - frame.start)
-        self._flush()
-        return len(frames) == MOST_FRAMES
+        links = self.links
+        frames = links.receive()
+        while frames:
+            for frame in frames:
+                self._on_frame(frame)
+            self._flush()
+            for frame in frames:
+                links.consume(frame.sender, frame.kind, frame.end - frame.start)
+            if len(frames) == MOST_FRAMES or not links.data_left:
+                break
+            frames = links.receive()
+        return links.data_left
 
     def _on_frame(self, frame: Frame) -> None:
         if frame.kind == Kind.REPLIES:

@@ -21,7 +21,7 @@ from node import event_loop, stats
 from node.child import ChildContext
 from node.frames import APPLIED, FLUSHED, HEADER_BYTES, LEADERSHIP, Frame, Kind, Process
 from node.front.state import answer
-from node.link_zmq import MOST_FRAMES, Links
+from node.link_zmq import Links
 from node.log import Logger
 from node.raft.solo import ENTRY_HEADER, SoleVoter
 from node.raft.wal.disk import DiskDirectory
@@ -95,7 +95,7 @@ class Raft:
             self._voter.last_index = self._log.last_index
             self._logger.error("refused proposals: there is no room for the log", error=str(error))
             self._refuse(frames)
-        return len(frames) == MOST_FRAMES
+        return self.links.data_left
 
     # what follows from it
 

@@ -6,7 +6,7 @@ A failed write consumes RocksDB's WriteBatch but not `pending`, so it can be rep
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from operator import itemgetter
 from struct import Struct
 from typing import Any, Final, NamedTuple, TypeVar, cast
@@ -151,7 +151,10 @@ class Database:
 
     def commit(self, position: Position) -> None:
         """Write everything pending and the position, atomically. Raises the database's error; nothing is lost then."""
-        self.pending[CURSOR] = _CURSOR.pack(*astuple(position.cursor), position.revision, position.row_bytes)
+        cursor = position.cursor
+        self.pending[CURSOR] = _CURSOR.pack(
+            cursor.index, cursor.requests_done, cursor.term, position.revision, position.row_bytes
+        )
         self._write(self.pending.items())
         self.pending = {}
         self.position = position
