@@ -46,7 +46,7 @@ def serves(server: Server) -> bool:
 
 def kill_child(server: Server, choose: random.Random) -> str:
     victim = choose.choice(processes.children(server.pid))
-    name = processes.title(victim)
+    name = processes.title(victim).split()[-1]  # the last word names the role
     os.kill(victim, signal.SIGKILL)
     wait_until(lambda: not processes.alive(victim), f"{name} to die", RECOVERY_S)
     return f"killed {name}"

@@ -13,7 +13,7 @@ from loadtest import processes
 from loadtest.bench import LOADS, fan_out, fill, own_load
 from loadtest.generator import drive, same
 from loadtest.h2_client import Connection, LoadError, grpc_message
-from loadtest.launcher import Kind, Server, running
+from loadtest.launcher import Kind, Server, running, wait_until
 from loadtest.messages import put_request, range_request
 from tests.calls import Api
 
@@ -97,4 +97,4 @@ def test_a_tree_of_processes_is_found_and_its_cpu_counted() -> None:
         finally:
             os.kill(child, 9)
         parent.communicate(b"\n")
-    assert not processes.alive(child)
+    wait_until(lambda: not processes.alive(child), "the killed child to be gone")
