@@ -299,12 +299,13 @@ def test_J24_an_error_ends_a_stream_as_a_line(api: Side) -> None:
     body = {"create_request": {"key": b64(api.key("a"))}}
     answer = ask(api, "/v3/watch", body, headers={"Grpc-Timeout": "300m"})
     created, error = map(json.loads, answer.body.splitlines())
-    assert (answer.status, created["result"]["created"], stream_error(error)) == (200, True, 4)
+    assert (answer.status, created["result"]["created"]) == (200, True)
+    assert stream_error(error) in (4, 2)  # the gateway's deadline, or the same as UNKNOWN from the cut stream
 
 
 def test_J24_an_error_before_the_first_line_sets_the_status(api: Side) -> None:
     answer = ask(api, "/v3/election/observe", {"name": b64(api.key("e"))}, headers={"Grpc-Timeout": "300m"})
-    # the deadline ends the call either at the gateway or, as UNKNOWN, inside Observe: what counts is that both agree
+    # the deadline ends the call at the gateway or, as UNKNOWN, inside Observe: what counts is that both agree
     assert (answer.status, stream_error(answer.json)) in ((504, 4), (500, 2))
 
 
