@@ -27,6 +27,7 @@ from node.raft.core import (
     ProposalDropped,
     RawNode,
     ReadOnly,
+    Role,
     Snapshot,
     Transition,
     decode_change,
@@ -308,6 +309,37 @@ class TestNode:
         with pytest.raises(PeerNotFound):
             node.step(Message(MessageType.APP_RESP, 1, 2, 1, index=1))
 
+    def test_malformed_messages_are_dropped(self) -> None:
+        said: list[tuple[LogLevel, str]] = []
+        storage = MemoryStorage()
+        state = ConfState((1, 2))
+        config = Config(id=1, election_ticks=10, heartbeat_ticks=1)
+        node = RawNode(config, storage, HardState(1, 0, 0), state, Random(1), lambda *line: said.append(line))
+        read = Message(MessageType.READ_INDEX, 1, 2)
+        broken = [
+            Message(MessageType.APP, 1, 2, 1, entries=entries(2, [1])),
+            Message(MessageType.APP, 1, 2, 1, entries=entries(1, [1]) + entries(3, [1])),
+            Message(MessageType.SNAP, 1, 2, 1),
+            Message(MessageType.READ_INDEX_RESP, 1, 2, 1, index=5),
+        ]
+        for message in broken:
+            node.step(message)
+            assert said[-1][0] is LogLevel.ERROR
+            assert "invalid format of Msg" in said[-1][1]
+        assert node.ready().messages == []
+        node.advance()
+        node.campaign()
+        run(node, storage)
+        node.step(Message(MessageType.VOTE_RESP, 1, 2, 2))
+        node.step(read)
+        assert said[-1] == (LogLevel.ERROR, "1 invalid format of MsgReadIndex, entries count: 0")
+        for data in (b"\x01", b"\x09\0\0\0", b"\x01\x09\0\0"):
+            with pytest.raises(ProposalDropped):
+                node.step(Message(MessageType.PROP, 1, 2, entries=[(0, 0, 2, data)]))
+            assert "cannot read a proposed conf change" in said[-1][1]
+        with pytest.raises(ProposalDropped):
+            node.step(Message(MessageType.PROP, 1, 2))
+
     def test_two_readys_need_an_advance_between_them(self) -> None:
         node, _ = single_voter()
         node.campaign()
@@ -339,6 +371,52 @@ class TestNode:
                 ticks += 1
             timeouts.add(ticks)
         assert timeouts == set(range(10, 20))
+
+    def test_a_snapshot_that_is_not_there_yet_or_that_nobody_waits_for_is_not_sent(self) -> None:
+        class Slow(MemoryStorage):
+            def snapshot(self) -> Snapshot | None:
+                return None
+
+        storage = Slow()
+        state = ConfState((1, 2, 3))
+        storage.install(Snapshot(1, 1, state))
+        storage.append(entries(2, [1, 1]))
+        config = Config(id=1, election_ticks=10, heartbeat_ticks=1, applied=1, check_quorum=True)
+        said: list[str] = []
+        node = RawNode(config, storage, HardState(1, 1, 3), state, Random(1), lambda level, text: said.append(text))
+        node.campaign()
+        run(node, storage)
+        node.step(Message(MessageType.VOTE_RESP, 1, 2, 2))
+        run(node, storage)
+        node.step(Message(MessageType.APP_RESP, 1, 2, 2, index=4))
+        run(node, storage)
+        storage.compact(4)
+        node.step(Message(MessageType.APP_RESP, 1, 3, 2, index=3, reject=True, reject_hint=1, log_term=1))
+        assert said[-1] == "1 failed to send snapshot to 3 because snapshot is temporarily unavailable"
+        for _ in range(10):
+            node.tick()
+        node.propose(b"x")
+        assert said[-1] == "ignore sending snapshot to 3 since it is not recently active"
+        assert not [message for message in node.ready().messages if message.type is MessageType.SNAP]
+
+    def test_a_log_may_be_compacted_as_far_as_entries_were_handed_out(self) -> None:
+        storage = MemoryStorage()
+        state = ConfState((1, 2))
+        storage.install(Snapshot(1, 1, state))
+        config = Config(id=1, election_ticks=10, heartbeat_ticks=1, applied=1, async_storage_writes=True)
+        node = RawNode(config, storage, HardState(1, 0, 1), state, Random(1))
+        node.step(Message(MessageType.APP, 1, 2, 1, 1, 1, 3, entries=entries(2, [1, 1])))
+        ready = node.ready()
+        storage.append(ready.entries)
+        assert ready.hard_state is not None
+        storage.hard_state = ready.hard_state
+        for response in ready.messages[0].responses:
+            if response.to == 1:
+                node.step(response)
+        assert [entry[1] for entry in node.ready().committed] == [2, 3]
+        storage.compact(3)  # before the core hears that they are applied
+        node.campaign()
+        assert node.status().role is Role.CANDIDATE
 
     def test_an_entry_leaves_no_cyclic_garbage(self) -> None:
         node, storage = single_voter()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from node.raft.core import election, membership
 from node.raft.core.errors import ProposalDropped
-from node.raft.core.messages import NOBODY, LogLevel, Message, MessageType, ReadState, Role, Snapshot
+from node.raft.core.messages import NOBODY, Message, MessageType, ReadState, Role, Snapshot
 
 if TYPE_CHECKING:
     from node.raft.core.raft import Raft
@@ -46,11 +46,7 @@ def step(raft: Raft, message: Message) -> None:
             _pass_on(raft, message, 0)
         case MessageType.READ_INDEX_RESP:
             if len(message.entries) != 1:
-                raft.log(
-                    LogLevel.ERROR,
-                    f"{raft.id:x} invalid format of MsgReadIndexResp from {message.sender:x}, entries count: "
-                    f"{len(message.entries)}",
-                )
+                raft.error(f"{raft.id:x} invalid format of MsgReadIndexResp, entries count: {len(message.entries)}")
                 return
             raft.read_states.append(ReadState(message.index, message.entries[0][3]))
         case MessageType.TIMEOUT_NOW:
@@ -72,7 +68,11 @@ def _append(raft: Raft, message: Message) -> None:
     if message.index < log.committed:
         raft.respond(MessageType.APP_RESP, message.sender, raft.term, index=log.committed)
         return
-    last = log.maybe_append(message.log_term, message.index, list(message.entries), message.commit)
+    entries = list(message.entries)
+    if entries and (entries[0][1] != message.index + 1 or entries[-1][1] != message.index + len(entries)):
+        raft.error(f"{raft.id:x} invalid format of MsgApp from {message.sender:x}, a gap behind index {message.index}")
+        return
+    last = log.maybe_append(message.log_term, message.index, entries, message.commit)
     if last is not None:
         raft.respond(MessageType.APP_RESP, message.sender, raft.term, index=last)
         return
@@ -105,7 +105,9 @@ def _heartbeat(raft: Raft, message: Message) -> None:
 
 def _snapshot(raft: Raft, message: Message) -> None:
     snapshot = message.snapshot
-    assert snapshot is not None, "a message that brings a snapshot brings none"
+    if snapshot is None:
+        raft.error(f"{raft.id:x} invalid format of MsgSnap from {message.sender:x}, no snapshot")
+        return
     log = raft.raft_log
     place = f"snapshot [index: {snapshot.index}, term: {snapshot.term}]"
     if _restore(raft, snapshot):

@@ -65,9 +65,8 @@ def step(raft: Raft, message: Message) -> None:
 
 
 def _propose(raft: Raft, message: Message) -> None:
-    assert message.entries, "a proposal of nothing"
-    if raft.id not in raft.tracker.progress:
-        raise ProposalDropped  # removed while it led
+    if not message.entries or raft.id not in raft.tracker.progress:  # the latter: removed while it led
+        raise ProposalDropped
     if raft.lead_transferee != NOBODY:
         raft.debug(
             f"{raft.id:x} [term {raft.term}] transfer leadership to {raft.lead_transferee:x} is in progress; "

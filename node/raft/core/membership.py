@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from node.raft.core import confchange, replication
 from node.raft.core.change import ConfChange, decode_change
 from node.raft.core.confchange import Membership
+from node.raft.core.errors import ProposalDropped
 from node.raft.core.messages import NOBODY, ConfState, Entry, EntryType, Role
 
 if TYPE_CHECKING:
@@ -14,12 +15,16 @@ if TYPE_CHECKING:
 
 
 def admit(raft: Raft, entries: list[Entry]) -> list[Entry]:
-    """Of proposed entries: a change that must not enter the log now becomes an empty entry."""
+    """Of proposed entries: a change that must not enter the log now becomes an empty entry. Raises ProposalDropped."""
     result = entries
     for place, entry in enumerate(entries):
         if entry[2] == EntryType.NORMAL:
             continue
-        change = decode_change(entry[3])
+        try:
+            change = decode_change(entry[3])
+        except ValueError as error:
+            raft.warn(f"{raft.id:x} cannot read a proposed conf change; dropping proposal: {error}")
+            raise ProposalDropped from error
         refusal = None if raft.config.disable_conf_change_validation else _refusal(raft, change)
         if refusal is None:
             raft.pending_conf_index = raft.raft_log.last_index() + place + 1

@@ -33,7 +33,6 @@ from node.raft.core.messages import (
     Entry,
     EntryType,
     HardState,
-    LogLevel,
     Message,
     MessageType,
     ReadState,
@@ -170,7 +169,7 @@ class RawNode:
         if raft.role is not Role.FOLLOWER:
             return
         if raft.config.read_only is ReadOnly.LEASE_BASED:
-            raft.log(LogLevel.ERROR, "ignoring MsgForgetLeader due to ReadOnlyLeaseBased")
+            raft.error("ignoring MsgForgetLeader due to ReadOnlyLeaseBased")
         elif raft.lead != NOBODY:
             raft.info(f"{raft.id:x} forgetting leader {raft.lead:x} at term {raft.term}")
             raft.lead = NOBODY

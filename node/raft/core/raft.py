@@ -123,6 +123,10 @@ class Raft:
         """A log line that asks for attention."""
         self.log(LogLevel.WARN, text)
 
+    def error(self, text: str) -> None:
+        """A log line about what must not be; the message that brought it is dropped."""
+        self.log(LogLevel.ERROR, text)
+
     def soft_state(self) -> SoftState:
         """What need not be on disk."""
         return SoftState(self.lead, self.role)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def step_read(raft: Raft, message: Message) -> None:
     """A leader is asked for a read index. It has none before an entry of its term is committed, not even alone."""
-    if raft.committed_in_term():
+    if len(message.entries) != 1:
+        raft.error(f"{raft.id:x} invalid format of MsgReadIndex, entries count: {len(message.entries)}")
+    elif raft.committed_in_term():
         _confirm(raft, message)
     elif len(raft.pending_reads) < raft.config.max_pending_reads:
         raft.pending_reads.append(message)
