@@ -320,6 +320,7 @@ class TestNode:
             Message(MessageType.APP, 1, 2, 1, entries=entries(2, [1])),
             Message(MessageType.APP, 1, 2, 1, entries=entries(1, [1]) + entries(3, [1])),
             Message(MessageType.SNAP, 1, 2, 1),
+            Message(MessageType.HEARTBEAT, 1, 2),
             Message(MessageType.READ_INDEX_RESP, 1, 2, 1, index=5),
         ]
         for message in broken:

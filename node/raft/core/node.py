@@ -28,6 +28,7 @@ from node.raft.core.errors import NotFromStorage, PeerNotFound
 from node.raft.core.messages import (
     APPEND_THREAD,
     APPLY_THREAD,
+    MESSAGE_NAMES,
     NOBODY,
     ConfState,
     Entry,
@@ -55,6 +56,7 @@ _ANSWERS: Final = frozenset(
         MessageType.PRE_VOTE_RESP,
     }
 )
+_WITHOUT_TERM: Final = frozenset({MessageType.PROP, MessageType.READ_INDEX})
 
 
 @dataclass(slots=True)
@@ -157,6 +159,9 @@ class RawNode:
                 raise NotFromStorage
         elif type_ in _ANSWERS and message.sender not in self._raft.tracker.progress:
             raise PeerNotFound
+        elif not message.term and type_ not in _WITHOUT_TERM:
+            self._raft.error(f"{self._raft.id:x} invalid format of {MESSAGE_NAMES[type_]}, no term")
+            return
         self._raft.step(message)
 
     def transfer_leader(self, to: int) -> None:
