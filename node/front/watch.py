@@ -54,6 +54,8 @@ class WatchStream:
         self.registrations: dict[Registration, None] = {}
         """All that are registered: asked, behind or live."""
         self.parked: dict[Registration, None] = {}
+        self._owed: dict[Registration, None] = {}
+        """Those of the parked that are owed a reply, in the order in which they were cut short."""
         self.live = 0
         """How many of them are live."""
         self._dead = 0
@@ -102,7 +104,6 @@ class WatchStream:
         if self.ended:
             return
         if self.paused:
-            self.paused = False
             self._resume()
         self._read_on()
 
@@ -278,8 +279,12 @@ class WatchStream:
     def _drop(self, registration: Registration) -> None:
         """Ends a registration, wherever it stands."""
         if registration.state is State.PARKED:
+            self._settle_owed(registration)
             del self.parked[registration]
-            return
+        else:
+            self._unregister(registration)
+
+    def _unregister(self, registration: Registration) -> None:
         if registration.state is State.LIVE:
             self._deliveries.leave_group(registration)
             self.live -= 1
@@ -304,31 +309,69 @@ class WatchStream:
         """A registration's watches belong to another now."""
         del self.registrations[registration]
 
-    def pause(self, rest: Registration | None = None) -> None:
-        """The stream takes nothing more: parks what is registered, so that nothing more comes. `rest` was cut off."""
+    def pause(self, given: Registration | None = None) -> None:
+        """The stream takes nothing more: parks what is registered, so that nothing more comes.
+
+        `given` are the watches that were served of a registration that was not served whole.
+        """
         if self.ended:
             return
         self.paused = True
-        if rest is not None:
-            self.parked[rest] = None
+        if given is not None:
+            self.parked[given] = None
         for registration in [one for one in self.registrations if one.state is not State.ASKED]:
             self._park(registration)
 
     def _park(self, registration: Registration) -> None:
         if registration.state is State.LIVE:
             registration.next = max(registration.next, self._deliveries.complete + 1)
-        self._drop(registration)
+        self._unregister(registration)
         registration.state = State.PARKED
         self.parked[registration] = None
+        self._keep(registration)
+
+    def _keep(self, registration: Registration) -> None:
+        """Keeps the reply that a parked registration is owed, if there is room for it."""
+        if registration.owed is not None:
+            reply = registration.owed[0]
+            if self._deliveries.owe(reply):
+                reply.forget_framed()
+                self._owed[registration] = None
+            else:
+                registration.owed = None
+
+    def _settle_owed(self, registration: Registration) -> None:
+        if self._owed.pop(registration, self) is None:
+            assert registration.owed is not None
+            self._deliveries.settle(registration.owed[0])
+        registration.owed = None
 
     def _resume(self) -> None:
-        """Registers what is parked; what wants the same from the same revision on becomes one registration."""
+        """Gives what was begun; then registers what is parked, alike and at the same revision as one."""
+        while self._owed:
+            registration = next(iter(self._owed))
+            assert registration.owed is not None
+            reply, revision = registration.owed
+            self._settle_owed(registration)
+            given = registration.give(reply, revision)
+            if given is not None:
+                self.parked[given] = None
+                self._keep(registration)
+            if given is not None or not self._wire.writable:
+                return
+        self.paused = False
         parked, self.parked = self.parked, {}
         merged: dict[tuple[Spec, int], Registration] = {}
         for registration in parked:
-            first = merged.setdefault((registration.spec, registration.next), registration)
-            if first is not registration:
-                first.absorb(registration)
+            place = (registration.spec, registration.next)
+            same = merged.get(place)
+            if same is None:
+                merged[place] = registration
+            elif len(same.watches) < len(registration.watches):
+                registration.absorb(same)
+                merged[place] = registration
+            else:
+                same.absorb(registration)
         for registration in merged.values():
             self._register(registration, self._on_registered, registration)
 

@@ -17,6 +17,9 @@ from node.watches import ASK, FRAGMENT, ITEM, ITEM_BYTES, PAIR, Create, Delivery
 FRAGMENT_SLACK_BYTES: Final = 512 << 10
 """What the reference adds to the request limit for the overhead of gRPC (WE14)."""
 
+MAX_OWED_BYTES: Final = 64 << 20
+"""Of replies kept for slow streams; beyond it the watch process is asked for the same events again."""
+
 MIN_ENDED_TICKS: Final = 64
 
 MAX_ID_FIELD_BYTES: Final = 11
@@ -60,6 +63,9 @@ class Deliveries:
         """Events sent to clients."""
         self.complete = 0
         """The revision up to which every live registration has been given all it wants."""
+        self.max_owed_bytes = MAX_OWED_BYTES
+        self.owed_bytes = 0
+        """Replies that are kept for streams which took them for some of their watches."""
         self._send = send
         self._call_soon = call_soon
         self._call_later = call_later
@@ -112,6 +118,21 @@ class Deliveries:
         group.remove(registration)
         if not group.of_stream:
             del self._groups[group.number]
+
+    def owe(self, reply: Reply) -> bool:
+        """Whether a reply that a stream did not take whole may be kept for it. Streams share it: it counts once."""
+        if not reply.holders:
+            if self.owed_bytes + reply.size_bytes > self.max_owed_bytes:
+                return False
+            self.owed_bytes += reply.size_bytes
+        reply.holders += 1
+        return True
+
+    def settle(self, reply: Reply) -> None:
+        """A stream needs a kept reply no more."""
+        reply.holders -= 1
+        if not reply.holders:
+            self.owed_bytes -= reply.size_bytes
 
     def _push(self, item: bytes) -> None:
         self._items.append(item)
@@ -178,10 +199,10 @@ class Deliveries:
                 reply = cut = cut or self._reply(header, events, number, fragment=True)
             else:
                 reply = whole = whole or self._reply(header, events, number, fragment=False)
-            full = group.deliver(reply, revision)
             self.events += number * group.watches
-            for stream, rest in full:
-                stream.pause(rest)
+            full = group.deliver(reply, revision)
+            for stream, given in full:
+                stream.pause(given)
 
     def _reply(self, header: bytes, events: bytes, number: int, *, fragment: bool) -> Reply:
         limit_bytes = self._fragment_bytes
@@ -204,10 +225,10 @@ class Deliveries:
             reply = replies[fragment]
             if reply is None:
                 reply = replies[fragment] = self._reply(header, events, number, fragment=fragment)
-            rest = registration.give(reply, served)
             self.events += number * len(registration.watches)
-            if rest is not None or not registration.wire.writable:
-                registration.stream.pause(rest)
+            given = registration.give(reply, served)
+            if given is not None or not registration.wire.writable:
+                registration.stream.pause(given)
 
     def _on_live(self, handle: int, group_number: int, next_revision: int) -> None:
         self.complete = next_revision - 1

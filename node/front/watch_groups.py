@@ -76,7 +76,7 @@ class Registration:
     `next` is the first revision it may still have to be given, `last_event` that of the last reply it was given.
     """
 
-    __slots__ = ("group", "handle", "last_event", "lines", "next", "spec", "state", "stream", "watches", "wire")
+    __slots__ = ("group", "handle", "last_event", "lines", "next", "owed", "spec", "state", "stream", "watches", "wire")
 
     def __init__(self, stream: Any, wire: Wire, spec: Spec, next_revision: int) -> None:
         self.stream = stream
@@ -90,6 +90,8 @@ class Registration:
         self.watches: dict[bytes, ClientWatch] = {}
         self.lines: list[list[bytes]] | None = None
         """The ids' fields by their length; None when they have to be sorted again."""
+        self.owed: tuple[Reply, int] | None = None
+        """A reply that was cut short, and the revision up to which it is complete."""
 
     def add(self, watch: ClientWatch) -> None:
         """Takes in a watch that stands at the same revision."""
@@ -112,46 +114,47 @@ class Registration:
         self.watches.update(other.watches)
         self.lines = None
 
-    def split(self, given: set[bytes]) -> Registration:
-        """Takes out the watches that were not given the reply which the others got; they come back parked."""
-        rest = Registration(self.stream, self.wire, self.spec, self.next)
-        rest.last_event = self.last_event
-        rest.state = State.PARKED
-        for id_field in [one for one in self.watches if one not in given]:
-            watch = self.watches.pop(id_field)
-            rest.watches[id_field] = watch
-            watch.registration = rest
-        self.lines = None
-        return rest
-
     def give(self, reply: Reply, revision: int) -> Registration | None:
         """Sends a reply to every watch: now all up to `revision` is given.
 
-        Returns None, or, when the stream took only some, the others as a registration of their own.
+        When the stream took it for some watches only, these come back as a registration of their own, parked, and the
+        others stay, owed the reply. Else the result is None.
         """
         wire = self.wire
         lines = self.lines
         if lines is None:
             lines = self.lines = _sort(self.watches)
         left = len(self.watches)
-        for line in lines:
+        for number, line in enumerate(lines):
             at = 0
             for framed, count in reply.chunks(line):
                 wire.send_framed(framed, count * reply.pieces)
                 at += count
                 left -= count
                 if left and not wire.writable:
-                    given = {one for before in lines if len(before[0]) < len(line[0]) for one in before}
-                    given.update(line[:at])
-                    rest = self.split(given)
-                    if self.state is State.LIVE:
-                        rest.next = max(self.next, revision)  # live, they lack this revision alone
-                    self.next = revision + 1
-                    self.last_event = revision
-                    return rest
+                    if not self.watches:
+                        return None  # the stream has ended under the last write
+                    return self._split(reply, revision, number, at)
         self.next = revision + 1
         self.last_event = revision
         return None
+
+    def _split(self, reply: Reply, revision: int, number: int, at: int) -> Registration:
+        """Takes out the watches of the lines before `number`, and those before `at` of that line."""
+        lines = self.lines
+        assert lines is not None
+        given = Registration(self.stream, self.wire, self.spec, revision + 1)
+        given.last_event = revision
+        given.state = State.PARKED
+        for id_fields in (*lines[:number], lines[number][:at]):
+            for id_field in id_fields:
+                watch = given.watches[id_field] = self.watches.pop(id_field)
+                watch.registration = given
+        self.lines = [line for line in (lines[number][at:], *lines[number + 1 :]) if line]
+        if self.state is State.LIVE:
+            self.next = max(self.next, revision)  # live, it lacks this revision alone
+        self.owed = (reply, revision)
+        return given
 
 
 def _sort(watches: dict[bytes, ClientWatch]) -> list[list[bytes]]:
@@ -226,7 +229,7 @@ class Group:
     def deliver(self, reply: Reply, revision: int) -> list[tuple[Any, Registration | None]]:
         """Gives a revision's reply to all.
 
-        Returns the streams that take no more, each with the registration of the watches that were not served.
+        Returns the streams that take no more, each with the part of its registration that was served, if some was not.
         """
         full: list[tuple[Any, Registration | None]] = []
         after = revision + 1
@@ -244,11 +247,11 @@ class Group:
                     full.append((registration.stream, None))
         for registration in tuple(self.many):
             before = len(registration.watches)
-            rest = registration.give(reply, revision)
-            if rest is not None and registration in self.many:
+            given = registration.give(reply, revision)
+            if given is not None and registration in self.many:
                 del self.many[registration]
                 self.watches -= before
                 self._file(registration)
-            if rest is not None or not registration.wire.writable:
-                full.append((registration.stream, rest))
+            if given is not None or not registration.wire.writable:
+                full.append((registration.stream, given))
         return full

@@ -81,14 +81,25 @@ class Reply:
     `tails` is what follows the id: the events; of a reply in fragments one piece each, all but the last marked.
     """
 
-    __slots__ = ("_framed", "events", "header", "pieces", "tails")
+    __slots__ = ("_framed", "events", "header", "holders", "pieces", "tails")
 
     def __init__(self, header: bytes, tails: Sequence[bytes], events: int) -> None:
         self.header = header
         self.tails = tails
         self.events = events
         self.pieces = len(tails)
+        self.holders = 0
+        """Registrations that are owed it."""
         self._framed: dict[bytes, bytes] = {}
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes in memory."""
+        return len(self.header) + sum(map(len, self.tails))
+
+    def forget_framed(self) -> None:
+        """Drops what was framed for sharing."""
+        self._framed.clear()
 
     def framed(self, id_field: bytes) -> bytes:
         """The messages for one watch; made once for all watches that have the same id on their streams."""

@@ -53,6 +53,66 @@ def test_a_stream_that_nobody_reads_holds_one_delivery_past_its_mark(watches: in
     assert world.registry.watchers == 2 and world.registry.behind == 0
 
 
+def slow_catch_up(world: World, streams: int, watches: int) -> list[Client]:
+    """Streams with watches that were all served a few revisions late, and took it for some of the watches only."""
+    front = world.fronts[0]
+    clients = [front.open(mark_bytes=10_000) for _ in range(streams)]
+    for client in clients:
+        for _ in range(watches):
+            client.create()
+    world.run()
+    for client in clients:
+        read_all(world, client)
+    for _ in range(20):
+        world.put(value=b"v" * 1000)
+    world.run()
+    for client in clients:
+        client.take()
+    world.run()
+    return clients
+
+
+def test_a_reply_that_was_cut_short_is_kept_once_for_all_streams_and_not_asked_for_again() -> None:
+    world = World()
+    clients = slow_catch_up(world, 5, 40)
+    front = world.fronts[0]
+    assert 19_000 < front.deliveries.owed_bytes < 25_000
+    position = front.deliveries_link.outlet.position
+    replies = [read_all(world, client) for client in clients]
+    assert front.deliveries_link.outlet.position - position < 5 * 40 * 100, "nothing comes twice from watch"
+    assert front.deliveries.owed_bytes == 0
+    for one in replies:
+        got = by_watch(one)
+        assert len(got) == 40 and all(revisions[-1] == 21 for revisions in got.values())
+
+
+@pytest.mark.parametrize("how", ["cancel", "end", "read"])
+def test_what_is_kept_is_let_go(how: str) -> None:
+    world = World()
+    (client,) = slow_catch_up(world, 1, 40)
+    deliveries = world.fronts[0].deliveries
+    assert deliveries.owed_bytes
+    if how == "cancel":
+        for watch_id in range(40):
+            client.cancel(watch_id)
+        read_all(world, client)
+    elif how == "end":
+        assert client.handler is not None
+        client.handler.on_cancel(None)
+    else:
+        read_all(world, client)
+    assert deliveries.owed_bytes == 0
+
+
+def test_no_more_is_kept_than_allowed_and_nothing_is_lost_by_it() -> None:
+    world = World()
+    world.fronts[0].deliveries.max_owed_bytes = 10_000
+    (client,) = slow_catch_up(world, 1, 40)
+    assert world.fronts[0].deliveries.owed_bytes == 0
+    got = by_watch(read_all(world, client))
+    assert all(revisions[-1] == 21 for revisions in got.values())
+
+
 def test_a_paused_stream_costs_the_watch_process_nothing() -> None:
     world = World()
     client = world.fronts[0].open(mark_bytes=100)

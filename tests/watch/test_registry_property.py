@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from node.front import watch_replies
 from tests.watch.assembly import World
 from tests.watch.oracle import StreamOracle
 
@@ -14,13 +15,27 @@ RANGES = [(b"a", b""), (b"aa", b""), (b"a", b"b"), (b"a", b"b\0"), (b"a", b"\0")
 
 OPERATIONS = [
     *("put", "put", "put", "put", "txn", "txn", "delete", "compact"),
-    *("create", "create", "create", "cancel", "progress", "read", "read", "time"),
+    *("create", "create", "create_alike", "cancel", "progress", "read", "read", "time"),
     *("step_apply", "step_watch", "step_front", "step_front", "run", "run"),
     *("stop_events", "stop_deliveries", "go"),
 ]
 
-# windows between the processes, the ring, and what a stream buffers: ample, or small enough to be always in the way
-SIZES = [(1 << 20, 1 << 20, 1 << 20), (600, 2500, 300), (300, 4000, 1000), (5000, 100_000, 200)]
+# windows between the processes, the ring, what a stream buffers, what is kept for slow streams: ample, or small enough
+# to be always in the way
+SIZES = [
+    (1 << 20, 1 << 20, 1 << 20, 0),
+    (600, 2500, 300, 300),
+    (300, 4000, 1000, 1 << 20),
+    (5000, 100_000, 200, 0),
+    (5000, 100_000, 200, 1 << 20),
+]
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a stream fills up between the watches of one registration."""
+    monkeypatch.setattr(watch_replies, "CHUNK_BYTES", 100)
+
 
 step = st.tuples(st.sampled_from(OPERATIONS), st.integers(0, 255), st.integers(0, 255), st.integers(0, 31))
 
@@ -28,10 +43,11 @@ step = st.tuples(st.sampled_from(OPERATIONS), st.integers(0, 255), st.integers(0
 class Script:
     """Plays a list of steps."""
 
-    def __init__(self, windows: int, ring_bytes: int, mark_bytes: int) -> None:
+    def __init__(self, windows: int, ring_bytes: int, mark_bytes: int, max_owed_bytes: int) -> None:
         self.world = World(fronts=2, window_bytes=windows, ring_bytes=ring_bytes)
         for front in self.world.fronts:
             front.deliveries._fragment_bytes = 300
+            front.deliveries.max_owed_bytes = max_owed_bytes
         places = [self.world.fronts[0], self.world.fronts[0], self.world.fronts[1]]
         self.streams = [StreamOracle(self.world, front.open(mark_bytes)) for front in places]
 
@@ -64,8 +80,13 @@ class Script:
                     nodelete=c & 6 == 4,
                     fragment=c & 8 != 0,
                 )
+            case "create_alike":
+                for _ in range(5):
+                    stream.create(
+                        b"a", b"\0", 0, watch_id=0, prev_kv=False, noput=False, nodelete=False, fragment=False
+                    )
             case "cancel":
-                stream.cancel(b % 5)
+                stream.cancel(b % 9)
             case "progress":
                 stream.client.progress()
             case "read":
@@ -104,13 +125,14 @@ class Script:
                 stream.check()
         for stream in self.streams:
             stream.finish()
+        assert not any(front.deliveries.owed_bytes for front in self.world.fronts)
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=st.lists(step, max_size=80))
 def test_every_revision_once_in_order_and_whole(
-    sizes: tuple[int, int, int], steps: list[tuple[str, int, int, int]]
+    sizes: tuple[int, int, int, int], steps: list[tuple[str, int, int, int]]
 ) -> None:
     script = Script(*sizes)
     for name, a, b, c in steps:
