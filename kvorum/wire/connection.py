@@ -15,6 +15,7 @@ from kvorum.wire.limits import ConnectionLimits
 
 _RESET_MEMORY: Final = 1024  # ids of streams we reset, whose late frames are no fault of the peer's
 _WORK_PER_STREAM: Final = 8  # control frames a new stream pays for
+_WORK_PER_WRITE: Final = 8  # likewise a message sent: grpcio answers each with two WINDOW_UPDATEs and a PING
 _WORK_BYTES: Final = 512  # DATA sent that pays for a control frame
 
 
@@ -97,10 +98,7 @@ class Connection(Sender):
     # What the subclass does.
 
     def _own_settings(self) -> dict[int, int]:
-        return {
-            frames.INITIAL_WINDOW_SIZE: self.limits.stream_window_bytes,
-            frames.MAX_HEADER_LIST_SIZE: self.limits.header_list_bytes,
-        }
+        return {frames.INITIAL_WINDOW_SIZE: self.limits.stream_window_bytes}
 
     def _interpret(self, fields: list[hpack.Field] | None) -> Any:
         """The meaning of a header block, an immutable value that all equal blocks share; None: it was too large."""
@@ -290,7 +288,11 @@ class Connection(Sender):
         self._control_budget -= cost
         if self._control_budget >= 0:
             return
-        work = (self.last_peer_id + self.next_id) // 2 * _WORK_PER_STREAM + self.sent_data_bytes // _WORK_BYTES
+        work = (
+            (self.last_peer_id + self.next_id) // 2 * _WORK_PER_STREAM
+            + self.sent_writes * _WORK_PER_WRITE
+            + self.sent_data_bytes // _WORK_BYTES
+        )
         earned = work - self._control_credited
         earned += int((self.now - self._control_time) * self.limits.control_frames_per_s)
         self._control_credited = work

@@ -65,6 +65,7 @@ class Sender:
         "peer_initial_window",
         "peer_max_frame",
         "queued_bytes",
+        "sent_writes",
         "streams",
         "wake",
     )
@@ -82,6 +83,8 @@ class Sender:
         self.congested = False
         """Whether the socket takes no more: DATA then waits here, where it is bounded and can be dropped."""
         self.queued_bytes = 0
+        self.sent_writes = 0
+        """Writes to streams: each is a message, or many joined."""
         self._send_window = frames.DEFAULT_WINDOW
         self._send_granted = frames.DEFAULT_WINDOW
         # `credit` is what DATA may be sent now: window, turn and socket in one number, so that a reply tests one.
@@ -172,6 +175,7 @@ class Sender:
 
     def _send(self, stream: Any, data: bytes) -> None:
         """Octets of DATA: into the output as far as possible, the rest into the stream's queue."""
+        self.sent_writes += 1
         size = len(data)
         if stream.queue is None and size <= self.credit and size <= stream.send_window:
             self.credit -= size

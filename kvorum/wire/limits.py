@@ -16,7 +16,8 @@ class ConnectionLimits:
     """What one HTTP/2 connection may cost, in either role."""
 
     header_list_bytes: int = 64 * KIB
-    """Fields of one header block, 32 octets of overhead each (SETTINGS_MAX_HEADER_LIST_SIZE). grpc-go's default is
+    """Fields of one header block, 32 octets of overhead each. Not advertised: the reference says 16 MiB, which a peer
+    would make us decode while all others wait, and clients do not ask. grpc-go's default is
     16 MiB, nginx takes 32 KiB, C-core 16 KiB; a token is the largest value a client of this API sends, some KiB.
     At it: the call fails with RESOURCE_EXHAUSTED. The compressed block has the same bound, and there
     ENHANCE_YOUR_CALM ends the connection, since the rest cannot be decoded."""
@@ -66,7 +67,7 @@ class ConnectionLimits:
     control_frames_burst: int = 10_000
     """Frames that do no work: SETTINGS, PING, PRIORITY, WINDOW_UPDATE, empty DATA, RST_STREAM of a finished stream,
     unknown types (CVE-2019-9511 to -9518). One costs about a microsecond. The budget is refilled by work (8 for a
-    new stream, 1 per 512 bytes of DATA sent) and time. At it: ENHANCE_YOUR_CALM."""
+    new stream and for a message sent, 1 per 512 bytes of DATA sent) and time. At it: ENHANCE_YOUR_CALM."""
 
     control_frames_per_s: int = 1_000
 
@@ -87,6 +88,9 @@ class ConnectionLimits:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerLimits(ConnectionLimits):
     """The limits of a server."""
+
+    stream_window_bytes: int = 65_535
+    """The default of HTTP/2, which the reference has too (G14). Larger messages take a WINDOW_UPDATE each 32 KiB."""
 
     max_concurrent_streams: int = UNLIMITED_STREAMS
     """--max-concurrent-streams. Advertised unless it is 2^32 - 1, as the reference does. At it: REFUSED_STREAM."""

@@ -1,5 +1,6 @@
 """grpcio, which real clients are built on, as the client of our server."""
 
+import queue
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -132,6 +133,19 @@ def test_bidi_stream(channel: grpc.Channel) -> None:
     call = channel.stream_stream("/t.S/Chat", identity, identity)
     messages = [b"%d" % number * 1000 for number in range(200)]
     assert list(call(iter(messages), timeout=DEADLINE_S)) == messages
+
+
+def test_a_fast_exchange_of_small_messages_is_no_flood(channel: grpc.Channel) -> None:
+    """grpcio answers each message with WINDOW_UPDATEs and a PING, thousands a second: more than the burst allows."""
+    call = channel.stream_stream("/t.S/Chat", identity, identity)
+    sent: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    replies = call(iter(sent.get, b""), timeout=DEADLINE_S)
+    for number in range(1, 8000):
+        message = b"%d" % number
+        sent.put(message)
+        assert next(replies) == message
+    sent.put(b"")
+    assert list(replies) == []
 
 
 def test_error_with_a_message_outside_of_ascii(channel: grpc.Channel) -> None:
