@@ -15,6 +15,8 @@ from kvorum.pb.rpc_pb2 import (
     HashKVRequest,
     HashRequest,
     MemberListRequest,
+    MemberPromoteRequest,
+    MemberRemoveRequest,
     MoveLeaderRequest,
     MoveLeaderResponse,
     StatusRequest,
@@ -83,6 +85,19 @@ def unary(member: Member, states: StateAsks) -> dict[str, UnaryHandler]:
         else:
             sink.reply(token, MoveLeaderResponse().SerializeToString())
 
+    def refuse_change(message_type: Any, own: Status) -> UnaryHandler:
+        """A change of members that a cluster of one voter refuses whatever it names."""
+
+        def handle(sink: Sink, token: int, _head: Head, message: bytes) -> None:
+            try:
+                request = message_type.FromString(message)
+            except DecodeError as error:
+                sink.fail(token, *unmarshal_error(error))
+                return
+            sink.fail(token, *(own if request.ID == member.member_id else errors.MEMBER_NOT_FOUND))
+
+        return handle
+
     methods = {
         "Maintenance/Alarm": alarm,
         "Maintenance/Status": status,
@@ -90,6 +105,8 @@ def unary(member: Member, states: StateAsks) -> dict[str, UnaryHandler]:
         "Maintenance/HashKV": read(HashKVRequest, Op.HASH_KV),
         "Maintenance/Defragment": read(DefragmentRequest, Op.DEFRAGMENT),
         "Maintenance/MoveLeader": move_leader,
+        "Cluster/MemberRemove": refuse_change(MemberRemoveRequest, errors.MEMBER_NOT_ENOUGH_STARTED),
+        "Cluster/MemberPromote": refuse_change(MemberPromoteRequest, errors.MEMBER_NOT_LEARNER),
         "Cluster/MemberList": read(MemberListRequest, Op.MEMBER_LIST),
         "Auth/AuthStatus": read(AuthStatusRequest, Op.AUTH_STATUS),
     }
