@@ -25,6 +25,11 @@ class Alarms:
             alarm = AlarmMember.FromString(value)
             self._active[alarm.alarm, alarm.memberID] = alarm
 
+    @property
+    def any_active(self) -> bool:
+        """Whether there is any alarm."""
+        return bool(self._active)
+
     def active(self, type_: int = AlarmType.NONE) -> list[AlarmMember]:
         """All alarms, or those of one type, in a fixed order."""
         return [alarm for key, alarm in sorted(self._active.items()) if type_ in (AlarmType.NONE, key[0])]
@@ -55,6 +60,12 @@ class Alarms:
         assert request.action == AlarmRequest.DEACTIVATE, "the front lets no unknown action through"
         gone = self._active.pop(key, None)
         return ([], []) if gone is None else ([gone], [(_row(key), None)])
+
+
+def describe(alarm: AlarmMember) -> str:
+    """An alarm in words (MA3). A type that has no name is stored and listed as well (MA11)."""
+    known = alarm.alarm in AlarmType.values()
+    return f"memberID:{alarm.memberID} alarm:{AlarmType.Name(alarm.alarm) if known else alarm.alarm}"
 
 
 def _row(key: tuple[int, int]) -> bytes:

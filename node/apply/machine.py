@@ -8,7 +8,7 @@ index of the entry and the request's place in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Final, Protocol
 
 from kvorum.errors import ApiError, Status
@@ -26,6 +26,7 @@ from node.apply.lease import Lessor
 from node.apply.membership import Membership
 from node.apply.mvcc.database import Cursor
 from node.apply.mvcc.store import Store
+from node.check import has_put
 from node.frames import HEADER_BYTES
 from node.raft.solo import ENTRY_HEADER, EntryType
 from node.requests import RECORD, REPLY, Batch, Op, batches
@@ -35,6 +36,10 @@ NOSPACE_REFUSES: Final = frozenset({Op.PUT, Op.LEASE_GRANT})
 
 CORRUPT_REFUSES: Final = frozenset({Op.PUT, Op.DELETE_RANGE, Op.TXN, Op.COMPACT, Op.LEASE_GRANT, Op.LEASE_REVOKE})
 """MA16."""
+
+SLICE_BYTES: Final = 24 << 10
+REQUEST_BYTES: Final = 100
+"""A slice ends when the bodies of its requests, and so many bytes for each of them, come to this: 1 to 5 ms."""
 
 Replies = dict[int, list[bytes]]
 """Packed replies by the process where the request began."""
@@ -52,7 +57,11 @@ class PhysicalWaits(Protocol):
 
 
 class Machine:
-    """Store, leases, members and alarms, changed only by `execute`."""
+    """Store, leases, members and alarms, changed only by `step`.
+
+    `load` takes a frame of entries, `step` executes some of it; a commit of `cursor` fits between any two steps, also
+    in the middle of an entry.
+    """
 
     def __init__(
         self,
@@ -78,6 +87,9 @@ class Machine:
         self.revoked = 0
         """Leases, in the same time."""
         self.txns = 0
+        self._requests_done = 0  # of the entry after applied_index
+        self._resume_at = store.cursor.requests_done
+        self._frame: Iterator[None] | None = None
         self._mine = (member_id, incarnation)
         self._physical = physical
         self._handlers: dict[int, Callable[[bytes], bytes]] = {
@@ -95,10 +107,33 @@ class Machine:
     @property
     def cursor(self) -> Cursor:
         """Where the machine stands, to be committed with what it changed."""
-        return Cursor(self.applied_index, 0, self.applied_term)
+        return Cursor(self.applied_index, self._requests_done, self.applied_term)
 
-    def execute(self, frame: bytes) -> None:
-        """Executes the entries of one frame; replies to this generation's own requests gather in `replies`."""
+    @property
+    def busy(self) -> bool:
+        """Whether some of the frame loaded last is still to be executed."""
+        return self._frame is not None
+
+    def load(self, frame: bytes) -> None:
+        """The next frame of entries, to be executed by `step`."""
+        assert self._frame is None, "the frame before is not executed"
+        self._frame = self._execute(frame)
+
+    def step(self) -> bool:
+        """Executes a slice of the frame; True when that was the last one.
+
+        Replies to this generation's own requests gather in `replies`. Raises BrokenInvariant.
+        """
+        assert self._frame is not None, "no frame was loaded"
+        done = next(self._frame, self) is self
+        if done:
+            self._frame = None
+        self._add_rows(self.lessor.drain_rows())
+        return done
+
+    def _execute(self, frame: bytes) -> Iterator[None]:
+        """The entries of a frame, with a yield between two slices."""
+        spent = 0
         at = HEADER_BYTES
         while at < len(frame):
             index, term, type_, length = ENTRY_HEADER.unpack_from(frame, at)
@@ -108,13 +143,15 @@ class Machine:
                 self._add_rows(self.membership.found(frame[at : at + length]))
             else:
                 for batch in batches(frame, at, at + length):
-                    self._execute_batch(frame, index, batch)
+                    spent = yield from self._execute_batch(frame, index, batch, spent)
             at += length
+            assert not self._resume_at, f"entry {index} has fewer requests than were executed of it before"
             self.applied_index = index
             self.applied_term = term
-        self._add_rows(self.lessor.drain_rows())
+            self._requests_done = 0
 
-    def _execute_batch(self, data: bytes, index: int, batch: Batch) -> None:
+    def _execute_batch(self, data: bytes, index: int, batch: Batch, spent: int) -> Generator[None, None, int]:
+        """One batch, with a yield where a slice ends; `spent`, also returned, is what the slice has cost so far."""
         mine = (batch.member, batch.incarnation) == self._mine
         replies = self.replies.setdefault(batch.origin, []) if mine else []
         handlers = self._handlers
@@ -122,15 +159,27 @@ class Machine:
         pack_reply = REPLY.pack
         record_bytes = RECORD.size
         sequence = batch.first_sequence
+        begun = sequence - self._requests_done  # the sequence less the request's place in the entry
         at = batch.records_at
-        alarmed = bool(self.alarms.active())
+        alarmed = self.alarms.any_active
         while at < batch.end:
             length, op, flags, _ = unpack(data, at)
-            assert flags == 0, "a record names a user, but this release knows none"
             at += record_bytes
+            if self._resume_at:  # executed, and committed, before this process began
+                self._resume_at -= 1
+                at += length
+                sequence += 1
+                continue
+            if spent > SLICE_BYTES:
+                spent = 0
+                self._requests_done = sequence - begun
+                yield
+                replies = self.replies.setdefault(batch.origin, []) if mine else []
+            spent += length + REQUEST_BYTES
             body = data[at : at + length]
             at += length
             try:
+                assert flags == 0, "the record names a user, but this release knows none"
                 if alarmed:
                     self._refuse_under_alarm(op, body)
                 reply = handlers[op](body)
@@ -139,16 +188,19 @@ class Machine:
                 message = text.encode()
                 replies.append(pack_reply(sequence, len(message), code) + message)
             except Exception as error:
-                raise BrokenInvariant(f"entry {index}, request {sequence - batch.first_sequence}: {error!r}") from error
+                place = f"entry {index}, request {sequence - begun} (op {op}, {length} bytes)"
+                raise BrokenInvariant(f"{place}: {error!r}") from error
             else:
                 if op == Op.COMPACT and mine and CompactionRequest.FromString(body).physical:
                     self._physical.wait(batch.origin, sequence, reply)
                 else:
                     replies.append(pack_reply(sequence, len(reply), 0) + reply)
                 if op == Op.ALARM:
-                    alarmed = bool(self.alarms.active())
+                    alarmed = self.alarms.any_active
             sequence += 1
-        self.requests += batch.size
+            self.requests += 1
+        self._requests_done = sequence - begun
+        return spent
 
     def _add_rows(self, rows: Iterable[tuple[bytes, bytes | None]]) -> None:
         self.store.database.pending.update(rows)
@@ -156,7 +208,7 @@ class Machine:
     def _refuse_under_alarm(self, op: int, body: bytes) -> None:
         if op not in CORRUPT_REFUSES:
             return
-        grows = op in NOSPACE_REFUSES or (op == Op.TXN and may_put(TxnRequest.FromString(body)))
+        grows = op in NOSPACE_REFUSES or (op == Op.TXN and has_put(TxnRequest.FromString(body)))
         status: Status | None = self.alarms.refusal(grows)
         if status is not None:
             raise ApiError(status)
@@ -188,13 +240,3 @@ class Machine:
     def _cluster_version(self, body: bytes) -> bytes:
         self._add_rows(self.membership.set_cluster_version(body))
         return b""
-
-
-def may_put(request: TxnRequest) -> bool:
-    """Whether either branch of a transaction has a put, nested ones too."""
-    for ops in (request.success, request.failure):
-        for op in ops:
-            kind = op.WhichOneof("request")
-            if kind == "request_put" or (kind == "request_txn" and may_put(op.request_txn)):
-                return True
-    return False

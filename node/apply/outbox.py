@@ -22,8 +22,8 @@ class Outbox:
         self._waiting: dict[int, list[bytes]] = {}
 
     def open(self, front: int) -> bool:
-        """Whether what is read for this front now can be sent."""
-        return self._outlet(front, Kind.REPLIES).open() and not self._waiting.get(front)
+        """Whether what is read for this front now can be sent: with any credit left, all that waits is one frame."""
+        return self._outlet(front, Kind.REPLIES).open()
 
     def add(self, front: int, replies: list[bytes]) -> None:
         """Packed replies (`REPLY`) to requests of this front, in order."""

@@ -8,19 +8,22 @@ told is in the database, and whatever watch was told can be read.
 from __future__ import annotations
 
 import gc
+import os
+import select
 import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from kvorum.pb.rpc_pb2 import AlarmRequest, AlarmType, CompactionRequest, LeaseRevokeRequest
 from node.apply import alarms, lease, membership
 from node.apply.alarms import Alarms
 from node.apply.auto_compaction import AutoCompaction, Periodic, Revision
+from node.apply.compactor import Compactor
 from node.apply.feed import Feed
 from node.apply.figures import ApplyFigures
+from node.apply.flusher import Flusher
 from node.apply.lease import Lessor
 from node.apply.machine import Machine
 from node.apply.membership import Membership
@@ -28,7 +31,9 @@ from node.apply.mvcc.database import Database
 from node.apply.mvcc.message import Identity
 from node.apply.mvcc.store import Store
 from node.apply.outbox import Outbox
+from node.apply.progress import Progress
 from node.apply.reads import Reads
+from node.apply.space import is_no_space, needed_bytes, shortage
 from node.child import ChildContext
 from node.config import CompactionMode
 from node.frames import APPLIED, FLUSHED, HEADER_BYTES, LEADERSHIP, SERVING, Frame, Kind, Process
@@ -41,27 +46,31 @@ TICK_S: Final = 0.5
 """How often leases, the quota and automatic compaction are looked at; also how long a poll may sleep."""
 
 TURN_S: Final = 0.004
-"""Slices of long work run this long, then what arrived meanwhile is looked at."""
+"""Entries and slices of long work are worked off for so long each, then what arrived meanwhile is looked at."""
 
 TASK_PATIENCE_S: Final = 0.01
-
-COMPACTION_ROWS: Final = 500
-"""A slice of a compaction: 3 ms."""
 
 RETRY_S: Final = 1.0
 """A failed write (a full disk) is tried again after this."""
 
-FLUSH_REQUESTS: Final = 10_000
-FLUSH_BYTES: Final = 16 << 20
-"""A flush begins after so many requests or logged bytes: it bounds what is replayed after a crash."""
+LOOK_BYTES: Final = 1 << 20
+"""After so many logged bytes the quota and the disk are looked at, without waiting for the tick."""
+
+LONGEST_KEEP_ALIVE_WAIT_S: Final = 1.0
+"""Leases expire only when all keep-alives that came were answered, but do not wait longer than this."""
 
 THREAD_SWITCH_S: Final = 0.0002
+
+
+class Stopped(Exception):
+    """The supervisor said stop before the database could be opened."""
 
 
 class Apply:
     """The shell around machine, reads and feed: links, database, time."""
 
     def __init__(self, child: ChildContext, links: Links, logger: Logger) -> None:
+        """Opens the database. Raises Stopped, and what the database raises, unless the disk is full: then it waits."""
         config = self._config = child.config
         self._child = child
         self._links = links
@@ -69,14 +78,22 @@ class Apply:
         self._fronts = [Process.FRONT + i for i in range(config.front_workers)]
         started = time.monotonic()
         self._lessor = Lessor()
-        with child.lifeline.long_operation("opening the database"):
-            store = self._store = Store.open(
-                config.db_path, self._lessor, Identity(child.cluster_id, child.member_id, 0)
-            )
+        store = self._store = self._open_store()
         database = store.database
         self._lessor.restore(_table(database, lease.LEASE_TABLE), _table(database, lease.ATTACHED_TABLE))
         self._alarms = Alarms(_table(database, alarms.TABLE))
         self._membership = Membership(_table(database, membership.TABLE))
+        self._outbox = Outbox(links.outlet, links.send)
+        self._figures = ApplyFigures()
+        self._compactor = Compactor(
+            store.compaction,
+            self._outbox,
+            self._figures,
+            time.monotonic,
+            logger,
+            batch_limit=config.compaction_batch_limit,
+            sleep_interval_s=config.compaction_sleep_interval_s,
+        )
         self._machine = Machine(
             member_id=child.member_id,
             incarnation=child.incarnation,
@@ -84,30 +101,54 @@ class Apply:
             lessor=self._lessor,
             membership=self._membership,
             alarms=self._alarms,
-            physical=self,
+            physical=self._compactor,
         )
-        self._outbox = Outbox(links.outlet, links.send)
-        self._figures = ApplyFigures()
-        self._reads = Reads(self._machine, self._outbox, self._figures, time.monotonic, config.max_request_bytes)
+        self._reads = Reads(
+            self._machine,
+            self._outbox,
+            self._figures,
+            time.monotonic,
+            max_request_bytes=config.max_request_bytes,
+            request_timeout_s=5 + 2 * config.election_timeout_s,
+            slow=self._on_long_read,
+        )
         self._feed = Feed(store.history)
         logger.info("opened the database", took_s=round(time.monotonic() - started, 3), revision=store.revision)
         self._term = 0
         self._catch_up_to = 0
         self._serving = False
+        self._progress = Progress(child.lifeline)
         self._entries: deque[Frame] = deque()
+        self._loaded: Frame | None = None
+        self._executed: list[Frame] = []  # and not committed yet
+        self._uncommitted = False
         self._retry_at = 0.0
-        self._unsent: list[Frame] = []
+        self._requests_committed = 0
+        self._bytes_since_look = 0
         self._next_tick_at = 0.0
+        self._more_reads = False
+        self._all_read_at = 0.0
         self._next_own_sequence = 1
         self._compaction_asked: dict[int, int] = {}
+        self._no_space_asked: int | None = None
         self._auto_compaction = _auto_compaction(config)
-        self._physical: deque[tuple[int, int, int, bytes]] = deque()
-        self._next_compaction_at = 0.0
         self._more_tasks = False
-        self._flusher: threading.Thread | None = None
-        self._flushed: list[int] = []
-        self._requests_at_flush = 0
-        self._bytes_since_flush = 0
+        self._flusher = Flusher(database, logger)
+
+    def _open_store(self) -> Store:
+        child = self._child
+        identity = Identity(child.cluster_id, child.member_id, 0)
+        with child.lifeline.long_operation("opening the database"):
+            while True:
+                try:
+                    return Store.open(self._config.db_path, self._lessor, identity)
+                except Exception as error:
+                    if not is_no_space(error):
+                        raise
+                    self._logger.error("cannot open the database, trying again", error=str(error))
+                select.select([child.lifeline], [], [], RETRY_S)
+                if child.lifeline.stop_requested():
+                    raise Stopped
 
     def run(self) -> None:
         """Until the supervisor says stop."""
@@ -115,52 +156,53 @@ class Apply:
         cursor = self._machine.cursor
         links.send_control(Process.RAFT, Kind.APPLIED, APPLIED.pack(cursor.index, cursor.term))
         links.open(Process.RAFT, Kind.ENTRIES)
+        links.open(Process.RAFT, Kind.REPLIES)
         reader = BlockingReader(links, self._child.lifeline)
         while (arrivals := reader.wait(self._patience_s())) is not None:
             self._turn(arrivals)
 
     def _patience_s(self) -> float:
         """How long nothing needs to be done unless something arrives."""
-        if self._more_tasks or self._feed.asked:
+        if self._more_tasks or self._more_reads or self._feed.asked:
             return 0
+        now = time.monotonic()
         until = self._next_tick_at
-        if self._reads.tasks:  # they wait for a thread, or for their front
-            until = min(until, time.monotonic() + TASK_PATIENCE_S)
-        if not self._store.compaction.idle:
-            until = min(until, self._next_compaction_at)
-        return max(0.0, until - time.monotonic())
+        if self._entries or self._machine.busy or self._uncommitted:
+            until = min(until, self._retry_at)
+        if self._reads.long_reads:  # they wait for a thread, or for their front
+            until = min(until, now + TASK_PATIENCE_S)
+        due_at = self._compactor.due_at
+        if due_at is not None:
+            until = min(until, due_at)
+        return max(0.0, until - now)
 
     def _turn(self, arrivals: Arrivals) -> None:
         now = time.monotonic()
         self._child.lifeline.beat(now)
         for frame in arrivals.control:
             self._on_control(frame)
-        reads: list[Frame] = []
         for frame in arrivals.data:
             if frame.kind == Kind.ENTRIES:
                 self._entries.append(frame)
+            elif frame.kind == Kind.READS:
+                self._reads.on_frame(frame)
             else:
-                assert frame.kind == Kind.READS, f"apply got a frame of kind {frame.kind}"
-                reads.append(frame)
-        if self._entries or self._unsent:
+                assert frame.kind == Kind.REPLIES, f"apply got a frame of kind {frame.kind}"
+                self._on_refused(frame)
+        if self._entries or self._machine.busy or self._uncommitted:
             self._execute(now)
         # Leases granted just now count from here, so what the execution took is never at their expense.
         now = time.monotonic()
         self._lessor.turn(now)
         if not self._serving and self._machine.applied_term >= self._term > 0:
             self._begin_serving(now)
-        if reads:
-            for frame in reads:
-                self._reads.on_frame(frame)
-            self._outbox.flush()
-        self._reads.unpark()
+        self._more_reads = self._reads.answer()
         now = time.monotonic()
-        if self._serving:
-            for lease_id in self._lessor.expired(now):
-                self._figures.expired_leases += 1
-                self._propose(Op.LEASE_REVOKE, LeaseRevokeRequest(ID=lease_id).SerializeToString())
+        if not self._more_reads or now - self._all_read_at > LONGEST_KEEP_ALIVE_WAIT_S:
+            self._all_read_at = now
+            self._expire_leases(now)
         self._more_tasks = self._reads.run(now + TURN_S)
-        self._run_compaction(now)
+        self._compactor.run()
         if now >= self._next_tick_at:
             self._next_tick_at = now + TICK_S
             self._tick(now)
@@ -181,37 +223,41 @@ class Apply:
     # entries
 
     def _execute(self, now: float) -> None:
-        """Executes what has arrived and writes it at once; without room on the disk it waits, and reads go on."""
+        """Executes what has arrived, for one turn's time, and writes it at once.
+
+        Without room on the disk it waits, and reads go on.
+        """
         if now < self._retry_at:
             return
-        if not self._unsent:  # else these were executed before, and only the write has to be repeated
-            while self._entries:
-                frame = self._entries.popleft()
-                self._machine.execute(frame.data)
-                self._unsent.append(frame)
-        executed = time.monotonic()
+        if not self._uncommitted:  # else these were executed before, and only the write has to be repeated
+            self._execute_slices(now)
+            self._uncommitted = True
+        began = time.monotonic()
         try:
-            self._store.commit(self._machine.cursor)
+            with self._progress:
+                self._store.commit(self._machine.cursor)
         except Exception as error:
-            if type(error) is not Exception:  # rocksdict raises just this for whatever the disk refuses
+            if not is_no_space(error):
                 raise
             self._retry_at = now + RETRY_S
             self._logger.error("cannot write to the database, trying again", error=str(error))
-            self._raise_no_space()
+            self._raise_no_space(str(error))
             return
-        self._figures.commit_s.observe(time.monotonic() - executed)
-        if executed - now > self._config.warning_apply_duration_s:
-            self._figures.slow_applies += 1
-            self._logger.warn("apply request took too long", took_s=round(executed - now, 3))
-        self._retry_at = 0.0
-        for frame in self._unsent:
-            size = frame.end - frame.start
-            self._bytes_since_flush += size
+        self._figures.commit_s.observe(time.monotonic() - began)
+        self._uncommitted = False
+        size = sum(frame.end - frame.start for frame in self._executed)
+        if size:
             self._links.consume(Process.RAFT, Kind.ENTRIES, size)
-        self._unsent.clear()
-        replies = self._machine.replies
+        self._executed.clear()
+        machine = self._machine
+        self._flusher.wrote(machine.requests - self._requests_committed, size)
+        self._requests_committed = machine.requests
+        self._bytes_since_look += size
+        if self._bytes_since_look >= LOOK_BYTES:
+            self._watch_space()
+        replies = machine.replies
         if replies:
-            self._machine.replies = {}
+            machine.replies = {}
             for process, packed in replies.items():
                 if process == Process.APPLY:
                     self._on_own_replies(packed)
@@ -222,6 +268,42 @@ class Apply:
         events = self._store.take_events()
         self._figures.on_events(events)
         self._feed.on_revisions(events, with_prev=True)
+
+    def _execute_slices(self, now: float) -> None:
+        machine = self._machine
+        until = now + TURN_S
+        with self._progress:
+            while now < until:
+                if not machine.busy:
+                    if not self._entries:
+                        return
+                    self._loaded = self._entries.popleft()
+                    machine.load(self._loaded.data)
+                if machine.step():
+                    assert self._loaded is not None
+                    self._executed.append(self._loaded)
+                    self._loaded = None
+                before, now = now, time.monotonic()
+                if now - before > self._config.warning_apply_duration_s:
+                    self._figures.slow_applies += 1
+                    self._warn_slow(now - before, index=machine.applied_index + machine.busy)
+
+    def _warn_slow(self, took_s: float, **fields: object) -> None:
+        """P20."""
+        expected = f"{self._config.warning_apply_duration_s * 1000:g}ms"
+        took = f"{took_s * 1000:.3f}ms"
+        self._logger.warn("apply request took too long", took=took, expected_duration=expected, **fields)
+
+    def _on_long_read(self, op: int, took_s: float, size_bytes: int) -> None:
+        if took_s > self._config.warning_apply_duration_s:
+            self._figures.slow_applies += 1
+            self._warn_slow(took_s, prefix="read-only " + Op(op).name.lower(), response_size=size_bytes)
+
+    def _expire_leases(self, now: float) -> None:
+        if self._serving:
+            for lease_id in self._lessor.expired(now):
+                self._figures.expired_leases += 1
+                self._propose(Op.LEASE_REVOKE, LeaseRevokeRequest(ID=lease_id).SerializeToString())
 
     def _begin_serving(self, now: float) -> None:
         """The first entry of this term is applied, and with it the whole log as found at start."""
@@ -239,31 +321,6 @@ class Apply:
         if payload is not None:
             self._links.send(Process.WATCH, Kind.EVENTS, payload)
 
-    def _run_compaction(self, now: float) -> None:
-        """A slice of the compaction under way, and a pause before the next one (C6)."""
-        compaction = self._store.compaction
-        if compaction.idle or now < self._next_compaction_at:
-            return
-        limit = self._config.compaction_batch_limit
-        rows = min(limit, COMPACTION_ROWS)
-        started = time.monotonic()
-        try:
-            compaction.step(rows)
-        except Exception as error:
-            if type(error) is not Exception:
-                raise
-            self._logger.error("cannot compact the database, trying again", error=str(error))
-            self._next_compaction_at = now + RETRY_S
-            return
-        self._figures.compaction_slice_ms.observe((time.monotonic() - started) * 1000)
-        self._next_compaction_at = now + self._config.compaction_sleep_interval_s * rows / limit
-        if compaction.idle:
-            self._figures.on_compacted()
-            self._logger.info("finished scheduled compaction", compact_revision=compaction.finished_revision)
-        while self._physical and self._physical[0][0] <= compaction.finished_revision:
-            _, front, sequence, reply = self._physical.popleft()
-            self._outbox.reply(front, sequence, reply)
-
     # by the clock
 
     def _tick(self, now: float) -> None:
@@ -275,10 +332,24 @@ class Apply:
                 self._logger.info("starting auto compaction", revision=revision)
                 body = CompactionRequest(revision=revision).SerializeToString()
                 self._compaction_asked[self._propose(Op.COMPACT, body)] = revision
-        quota = self._config.quota_backend_bytes
-        if quota is not None and self._store.database.size_bytes >= quota:
-            self._raise_no_space()
-        self._flush_if_due()
+        self._reads.retry_keep_alives()
+        self._watch_space()
+
+    def _watch_space(self) -> None:
+        """Raises NOSPACE when the quota or the disk runs out, and flushes if that is due."""
+        self._bytes_since_look = 0
+        flusher = self._flusher
+        disk = os.statvfs(self._config.db_path)
+        free_bytes = disk.f_bavail * disk.f_frsize
+        unflushed_bytes = flusher.unflushed_bytes
+        if self._serving:
+            size_bytes = self._store.database.size_bytes
+            reason = shortage(size_bytes, self._config.quota_backend_bytes, free_bytes, unflushed_bytes)
+            if reason is not None:
+                self._raise_no_space(reason)
+        flushed = flusher.tick(time.monotonic(), has_room=free_bytes >= needed_bytes(unflushed_bytes))
+        if flushed is not None:
+            self._links.send_control(Process.RAFT, Kind.FLUSHED, FLUSHED.pack(flushed))
 
     def _propose(self, op: Op, body: bytes) -> int:
         """Logs a request of apply's own; returns its sequence."""
@@ -290,9 +361,17 @@ class Apply:
         self._links.send(Process.RAFT, Kind.PROPOSALS, batch)
         return sequence
 
-    def _on_own_replies(self, packed: list[bytes]) -> None:
+    def _on_refused(self, frame: Frame) -> None:
+        """Raft had no room in the log for what apply itself proposed."""
+        self._links.consume(frame.sender, frame.kind, frame.end - frame.start)
+        self._on_own_replies(split_replies(frame.data))
+
+    def _on_own_replies(self, packed: Iterable[bytes]) -> None:
+        """Answers to apply's own requests. A refused revoke is proposed again by the lessor (L31)."""
         for reply in packed:
             sequence, _, code = REPLY.unpack_from(reply)
+            if sequence == self._no_space_asked:
+                self._no_space_asked = None
             revision = self._compaction_asked.pop(sequence, None)
             if revision is None or self._auto_compaction is None:
                 continue
@@ -303,40 +382,16 @@ class Apply:
                 text = reply[REPLY.size :].decode()
                 self._logger.warn("failed auto compaction", revision=revision, error=text)
 
-    def _raise_no_space(self) -> None:
+    def _raise_no_space(self, reason: str) -> None:
         mine = self._child.member_id
-        if any(alarm.memberID == mine for alarm in self._alarms.active(AlarmType.NOSPACE)):
+        asked = self._no_space_asked is not None
+        if asked or not self._serving or any(a.memberID == mine for a in self._alarms.active(AlarmType.NOSPACE)):
             return
+        self._logger.warn("raising the NOSPACE alarm", reason=reason)
         request = AlarmRequest(action=AlarmRequest.ACTIVATE, memberID=mine, alarm=AlarmType.NOSPACE)
-        self._propose(Op.ALARM, request.SerializeToString())
-
-    def _flush_if_due(self) -> None:
-        """Makes what is written durable in a thread, and tells raft how far that is."""
-        while self._flushed:
-            self._links.send_control(Process.RAFT, Kind.FLUSHED, FLUSHED.pack(self._flushed.pop(0)))
-        if self._flusher is not None and self._flusher.is_alive():
-            return
-        requests = self._machine.requests - self._requests_at_flush
-        if requests < FLUSH_REQUESTS and self._bytes_since_flush < FLUSH_BYTES:
-            return
-        self._requests_at_flush = self._machine.requests
-        self._bytes_since_flush = 0
-        self._flusher = threading.Thread(target=self._flush, name="flush")
-        self._flusher.start()
-
-    def _flush(self) -> None:
-        try:
-            self._flushed.append(self._store.database.flush().index)
-        except Exception as error:
-            if type(error) is not Exception:
-                raise
-            self._logger.error("cannot flush the database", error=str(error))
+        self._no_space_asked = self._propose(Op.ALARM, request.SerializeToString())
 
     # the rest
-
-    def wait(self, origin: int, sequence: int, reply: bytes) -> None:
-        """See PhysicalWaits."""
-        self._physical.append((self._store.compacted_revision, origin, sequence, reply))
 
     def _state(self) -> dict[str, Any]:
         store = self._store
@@ -350,20 +405,27 @@ class Apply:
             "db_size_in_use": in_use,
             "quota": self._config.quota_backend_bytes or 0,
             "cluster_version": self._membership.cluster_version,
-            "alarms": [
-                f"memberID:{alarm.memberID} alarm:{AlarmType.Name(alarm.alarm)}" for alarm in self._alarms.active()
-            ],
+            "alarms": [alarms.describe(alarm) for alarm in self._alarms.active()],
             "alarm_types": [alarm.alarm for alarm in self._alarms.active()],
             "metrics": self._figures.snapshot(store, self._machine, self._config.quota_backend_bytes),
         }
 
     def close(self) -> None:
         """Flushes, so that the next start has nothing to replay, and closes the database."""
-        if self._flusher is not None:
-            self._flusher.join()
+        self._progress.close()
         with self._child.lifeline.long_operation("flushing the database"):
-            self._flush()
+            self._reads.close()
+            self._flusher.close()
             self._store.close()
+
+
+def split_replies(data: bytes) -> Iterator[bytes]:
+    """The packed replies of a frame, one by one."""
+    at = HEADER_BYTES
+    while at < len(data):
+        end = at + REPLY.size + REPLY.unpack_from(data, at)[1]
+        yield data[at:end]
+        at = end
 
 
 def _table(database: Database, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -386,7 +448,11 @@ def main(child: ChildContext) -> None:
     logger = Logger.open(child.config.log)
     fronts = [Process.FRONT + i for i in range(child.config.front_workers)]
     links = Links(child.run_dir, Process.APPLY, [Process.RAFT, Process.WATCH, *fronts])
-    apply = Apply(child, links, logger)
+    try:
+        apply = Apply(child, links, logger)
+    except Stopped:
+        links.close()
+        return
     gc.freeze()
     gc.disable()
     child.lifeline.ready()

@@ -9,10 +9,12 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final
 
 from google.protobuf.message import DecodeError
 
+from kvorum import errors
 from kvorum.errors import ApiError, Code
 from kvorum.pb.rpc_pb2 import (
     AuthStatusResponse,
@@ -29,85 +31,136 @@ from node.apply.lease import WAIT
 from node.apply.machine import Machine
 from node.apply.mvcc.store import Reading
 from node.apply.outbox import Outbox
+from node.apply.txn_read import TxnRead
 from node.frames import HEADER_BYTES, Frame
 from node.requests import READ, REPLY, Op
 from node.stats import Histogram
 
 Task = Iterator[bool]
-"""Yields after each slice: whether it can go on at once, or waits for its front to take what was sent."""
+"""Yields after each slice: whether it can go on at once, or waits for a thread or for its front."""
 
 SLICE_ROWS: Final = 1000
 """A slice of long work: about a millisecond."""
 
-MAX_TASKS: Final = 1000
-"""Long reads at the same time; what comes beyond them waits with the reads of its front."""
+TURN_S: Final = 0.004
+"""The reads of one front in one turn take about this; what is left waits for the next turn."""
+
+LOOK: Final = 15
+"""The clock is looked at before every 16th range: for each it would add 5 % to a get."""
+
+MAX_TASKS: Final = 64
+"""Long reads under way at the same time, each with its view of the database; those beyond begin later."""
+
+Slow = Callable[[int, float, int], None]
+"""Is told of a long read that took longer than it should: op, seconds, bytes of the reply."""
 
 
 class Reads:
-    """Answers READS frames into the outbox. `tasks` are the slices that are left to run."""
+    """Answers READS frames into the outbox; `run` goes on with the long ones.
+
+    `now` is a monotonic clock. A keep-alive that waits for a revoke fails after `request_timeout_s`.
+    """
 
     def __init__(
-        self, machine: Machine, outbox: Outbox, figures: ApplyFigures, now: Callable[[], float], max_request_bytes: int
+        self,
+        machine: Machine,
+        outbox: Outbox,
+        figures: ApplyFigures,
+        now: Callable[[], float],
+        *,
+        max_request_bytes: int,
+        request_timeout_s: float,
+        slow: Slow,
     ) -> None:
         self._machine = machine
         self._outbox = outbox
         self._figures = figures
         self._now = now
         self._max_request_bytes = max_request_bytes
-        self._waiting_keep_alives: list[tuple[int, int, int]] = []
-        self._parked: dict[int, deque[bytes]] = {}
-        self.tasks: deque[Task] = deque()
+        self._request_timeout_s = request_timeout_s
+        self._slow = slow
+        self._waiting_keep_alives: list[tuple[int, int, int, float]] = []
+        self._parked: dict[int, deque[tuple[bytes, int]]] = {}  # by front: frames, and how far each is answered
+        self._tasks: deque[Task] = deque()
+        self._queued: deque[Task] = deque()  # not begun
+        self._defragment_asks: list[tuple[int, int]] = []
+        self._defragmenting = False
         self._handlers: dict[int, Callable[[bytes], bytes]] = {
-            Op.TXN_READ: self._txn,
             Op.LEASE_TIME_TO_LIVE: self._time_to_live,
             Op.LEASE_LEASES: self._leases,
             Op.MEMBER_LIST: self._member_list,
             Op.AUTH_STATUS: self._auth_status,
         }
 
-    def on_frame(self, frame: Frame) -> None:
-        """Answers the reads of one front, or parks them while it has no room for replies."""
-        parked = self._parked.get(frame.sender)
-        if parked or not self._room(frame.sender):
-            self._parked.setdefault(frame.sender, deque()).append(frame.data)
-        else:
-            self._answer(frame.sender, frame.data)
+    @property
+    def long_reads(self) -> int:
+        """Those under way and those that wait to begin."""
+        return len(self._tasks) + len(self._queued)
 
-    def unpark(self) -> None:
-        """Goes on with parked reads as far as there is credit."""
+    def on_frame(self, frame: Frame) -> None:
+        """Takes in the reads of a front, to be answered by `answer`."""
+        parked = self._parked.get(frame.sender)
+        if parked is None:
+            parked = self._parked[frame.sender] = deque()
+        parked.append((frame.data, HEADER_BYTES))
+
+    def answer(self) -> bool:
+        """Answers what came, for each front as far as it has credit for replies, and its share of the turn goes.
+
+        Returns whether there is more to answer at once.
+        """
+        more = False
         for front, parked in self._parked.items():
-            while parked and self._room(front):
-                self._answer(front, parked.popleft())
-                self._outbox.flush()
+            if not parked or not self._outbox.open(front):
+                continue
+            until = self._now() + TURN_S
+            while parked:
+                data, at = parked.popleft()
+                at = self._answer(front, data, at, until)
+                if at < len(data):
+                    parked.appendleft((data, at))
+                    more = True
+                    break
+        return more
 
     def run(self, until: float) -> bool:
         """Runs slices in turn until that time; returns whether there are more to run at once."""
-        tasks = self.tasks
+        tasks = self._tasks
+        queued = self._queued
         waiting: list[Task] = []
-        while tasks and self._now() < until:
+        while self._now() < until:
+            if queued and len(tasks) < MAX_TASKS:  # those that wait hold no view
+                tasks.append(queued.popleft())
+            if not tasks:
+                break
             task = tasks.popleft()
             can_go_on = next(task, None)
             if can_go_on:
                 tasks.append(task)
             elif can_go_on is not None:
                 waiting.append(task)
-        more = bool(tasks)
+        more = bool(tasks or queued)
         tasks.extend(waiting)
         return more
 
-    def _room(self, front: int) -> bool:
-        return self._outbox.open(front) and len(self.tasks) < MAX_TASKS
+    def close(self) -> None:
+        """Lets go of all views of the database; what was asked stays unanswered."""
+        self._tasks.clear()
+        self._queued.clear()
 
-    def _answer(self, front: int, data: bytes) -> None:
+    def _answer(self, front: int, data: bytes, at: int, until: float) -> int:
+        """Answers the reads from offset `at` on while there is time; returns the offset of the first one left."""
         replies: list[bytes] = []
         begin_range = self._machine.store.begin_range
         handlers = self._handlers
         unpack = READ.unpack_from
         pack_reply = REPLY.pack
-        at = HEADER_BYTES
+        now = self._now
         end = len(data)
         ranges = 0
         while at < end:
+            if not ranges & LOOK and now() >= until:
+                break
             length, op, _, _, sequence = unpack(data, at)
             at += READ.size
             body = data[at : at + length]
@@ -117,14 +170,17 @@ class Reads:
                     ranges += 1
                     read = begin_range(body)
                     if isinstance(read, Reading):
-                        self._later(front, sequence, read)
+                        # Begun once more when its turn comes: until then this view would grow old.
+                        self._later(front, sequence, op, partial(begin_range, body))
                         continue
                     reply = read
                 elif op in handlers:
                     reply = handlers[op](body)
                 else:
-                    self._begin(front, sequence, op, body)
-                    continue
+                    begun = self._begin(front, sequence, op, body)
+                    if begun is None:
+                        continue
+                    reply = begun
             except ApiError as error:
                 code, text = error.status
                 message = text.encode()
@@ -136,110 +192,144 @@ class Reads:
                 replies.append(pack_reply(sequence, len(reply), 0) + reply)
         self._figures.ranges += ranges
         self._outbox.add(front, replies)
+        return at
 
-    def _begin(self, front: int, sequence: int, op: int, body: bytes) -> None:
-        """Work that takes several slices, or an answer that has to wait."""
+    def _begin(self, front: int, sequence: int, op: int, body: bytes) -> bytes | None:
+        """Work that may take several slices, or an answer that has to wait: then None."""
         store = self._machine.store
-        if op == Op.LEASE_KEEP_ALIVE:
-            self._keep_alive(front, sequence, LeaseKeepAliveRequest.FromString(body).ID)
-        elif op == Op.HASH_KV:
-            self._later(front, sequence, store.begin_hash_kv(body), self._figures.hash_rev_s)
-        elif op == Op.HASH:
-            self._later(front, sequence, store.begin_hash(), self._figures.hash_s)
-        elif op == Op.DEFRAGMENT:
-            self.tasks.append(self._defragmented(front, sequence))
-        else:
-            assert op == Op.RANGE_STREAM, f"apply got a read of kind {op}"
-            stream = self._streamed(front, sequence, body)
-            self.tasks.append(self._guarded(front, sequence, stream))
+        match op:
+            case Op.TXN_READ:
+                self._figures.read_txns += 1
+                txn = TxnRead(store.keyspace, body, store.header())
+                if txn.rows <= SLICE_ROWS:
+                    while (reply := txn.step(SLICE_ROWS)) is None:
+                        pass
+                    return reply
+                self._later(front, sequence, op, lambda: TxnRead(store.keyspace, body, store.header()))
+            case Op.LEASE_KEEP_ALIVE:
+                until = self._now() + self._request_timeout_s
+                self._keep_alive(front, sequence, LeaseKeepAliveRequest.FromString(body).ID, until)
+            case Op.HASH_KV:
+                self._later(front, sequence, op, partial(store.begin_hash_kv, body), self._figures.hash_rev_s)
+            case Op.HASH:
+                self._later(front, sequence, op, store.begin_hash, self._figures.hash_s)
+            case Op.DEFRAGMENT:
+                self._defragment_asks.append((front, sequence))
+                if not self._defragmenting:
+                    self._defragmenting = True
+                    self._queued.append(self._defragmented())
+            case _:
+                assert op == Op.RANGE_STREAM, f"apply got a read of kind {op}"
+                self._queued.append(self._streamed(front, sequence, body))
+        return None
 
-    def _later(self, front: int, sequence: int, reading: Reading, took_s: Histogram | None = None) -> None:
-        self.tasks.append(self._guarded(front, sequence, self._stepped(front, sequence, reading, took_s)))
+    # long reads
 
-    def _stepped(self, front: int, sequence: int, reading: Reading, took_s: Histogram | None) -> Task:
+    def _later(
+        self, front: int, sequence: int, op: int, begin: Callable[[], bytes | Reading], took_s: Histogram | None = None
+    ) -> None:
+        self._queued.append(self._stepped(front, sequence, op, begin, took_s))
+
+    def _stepped(
+        self, front: int, sequence: int, op: int, begin: Callable[[], bytes | Reading], histogram: Histogram | None
+    ) -> Task:
         started = self._now()
-        while (reply := reading.step(SLICE_ROWS)) is None:
-            yield True
-        if took_s is not None:
-            took_s.observe(self._now() - started)
+        try:
+            reading = begin()
+            if isinstance(reading, bytes):  # what it asks for became less meanwhile
+                reply = reading
+            else:
+                while (slice_ := reading.step(SLICE_ROWS)) is None:
+                    yield True
+                reply = slice_
+        except ApiError as error:
+            self._outbox.fail(front, sequence, *error.status)
+            return
+        took_s = self._now() - started
+        if histogram is not None:
+            histogram.observe(took_s)
+        self._slow(op, took_s, len(reply))
         self._outbox.reply(front, sequence, reply)
-
-    def _defragmented(self, front: int, sequence: int) -> Task:
-        """Defragment: RocksDB rewrites its files in a thread, and everything else goes on (MA18)."""
-        errors: list[str] = []
-
-        def work() -> None:
-            try:
-                self._machine.store.database.flush()
-                self._machine.store.database.defragment()
-            except Exception as error:
-                errors.append(str(error))
-
-        started = self._now()
-        self._figures.defrag_inflight += 1
-        thread = threading.Thread(target=work, name="defragment")
-        thread.start()
-        while thread.is_alive():
-            yield False
-        self._figures.defrag_inflight -= 1
-        self._figures.defrag_s.observe(self._now() - started)
-        if errors:
-            self._outbox.fail(front, sequence, Code.UNKNOWN, errors[0])
-        else:
-            self._outbox.reply(front, sequence, b"")
 
     def _streamed(self, front: int, sequence: int, body: bytes) -> Task:
         """A RangeStream goes on as its front takes what was sent; meanwhile it holds no view of the database."""
-        stream = self._machine.store.begin_range_stream(body, self._max_request_bytes)
-        while not stream.done:
-            if not self._outbox.open(front):
-                stream.release()
-                yield False
-                continue
-            message = stream.step(SLICE_ROWS)
-            if message is None:
-                yield True
-            elif stream.done:
-                self._outbox.reply(front, sequence, message)
-            else:
-                self._outbox.part(front, sequence, message)
-                self._outbox.flush()
-                yield True
-
-    def _guarded(self, front: int, sequence: int, task: Task) -> Task:
         try:
-            yield from task
+            stream = self._machine.store.begin_range_stream(body, self._max_request_bytes)
+            while not stream.done:
+                if not self._outbox.open(front):
+                    stream.release()
+                    yield False
+                    continue
+                message = stream.step(SLICE_ROWS)
+                if message is None:
+                    yield True
+                elif stream.done:
+                    self._outbox.reply(front, sequence, message)
+                else:
+                    self._outbox.part(front, sequence, message)
+                    self._outbox.flush()
+                    yield True
         except ApiError as error:
             self._outbox.fail(front, sequence, *error.status)
-        except DecodeError as error:
-            self._outbox.fail(front, sequence, Code.INTERNAL, f"grpc: error unmarshalling request: {error}")
+
+    def _defragmented(self) -> Task:
+        """Defragment: RocksDB rewrites its files in a thread, and everything else goes on (MA18).
+
+        Those that ask meanwhile are answered by the next run: it begins after they asked.
+        """
+        database = self._machine.store.database
+        while self._defragment_asks:
+            asks = self._defragment_asks
+            self._defragment_asks = []
+            failures: list[str] = []
+
+            def work(failures: list[str] = failures) -> None:
+                try:
+                    database.flush()
+                    database.defragment()
+                except Exception as error:  # the database's own; the client is told
+                    failures.append(str(error))
+
+            started = self._now()
+            self._figures.defrag_inflight = 1
+            thread = threading.Thread(target=work, name="defragment", daemon=True)
+            thread.start()
+            while thread.is_alive():
+                yield False
+            self._figures.defrag_inflight = 0
+            self._figures.defrag_s.observe(self._now() - started)
+            for front, sequence in asks:
+                if failures:
+                    self._outbox.fail(front, sequence, Code.UNKNOWN, failures[0])
+                else:
+                    self._outbox.reply(front, sequence, b"")
+        self._defragmenting = False
 
     # leases and members
 
-    def _keep_alive(self, front: int, sequence: int, lease_id: int) -> None:
+    def _keep_alive(self, front: int, sequence: int, lease_id: int, until: float) -> None:
         """Renews a lease. One whose revoke is under way is answered when that is decided (L9)."""
         header = self._machine.store.header()  # before the renewal (L11)
+        now = self._now()
         try:
-            ttl_s = self._machine.lessor.keep_alive(lease_id, self._now())
+            ttl_s = self._machine.lessor.keep_alive(lease_id, now)
         except ApiError as error:
             self._outbox.fail(front, sequence, *error.status)
             return
-        if ttl_s == WAIT:
-            self._waiting_keep_alives.append((front, sequence, lease_id))
-            return
-        reply = header + LeaseKeepAliveResponse(ID=lease_id, TTL=ttl_s).SerializeToString()
-        self._outbox.reply(front, sequence, reply)
+        if ttl_s != WAIT:
+            reply = header + LeaseKeepAliveResponse(ID=lease_id, TTL=ttl_s).SerializeToString()
+            self._outbox.reply(front, sequence, reply)
+        elif now < until:
+            self._waiting_keep_alives.append((front, sequence, lease_id, until))
+        else:  # its front has given up; whoever keeps asking must not pile up here
+            self._outbox.fail(front, sequence, *errors.TIMEOUT)
 
     def retry_keep_alives(self) -> None:
-        """A revoke may have been decided: asks again for those that waited."""
+        """A revoke may have been decided, or have taken too long: asks again for those that waited."""
         waiting = self._waiting_keep_alives
         self._waiting_keep_alives = []
-        for front, sequence, lease_id in waiting:
-            self._keep_alive(front, sequence, lease_id)
-
-    def _txn(self, body: bytes) -> bytes:
-        self._figures.read_txns += 1
-        return self._machine.store.txn(body)
+        for front, sequence, lease_id, until in waiting:
+            self._keep_alive(front, sequence, lease_id, until)
 
     def _time_to_live(self, body: bytes) -> bytes:
         request = LeaseTimeToLiveRequest.FromString(body)

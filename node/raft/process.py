@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kvorum import errors
+from kvorum.errors import Status
 from kvorum.pb.internal_pb2 import Founding
 from kvorum.pb.rpc_pb2 import Member
 from node import event_loop, stats
@@ -30,8 +31,12 @@ from node.raft.wal.log import WriteAheadLog, holds_log
 from node.raft.wal.record import Entry, HardState, Snapshot
 from node.requests import REPLY, batches
 
-SEND_BYTES: Final = 4 << 20
+SEND_BYTES: Final = 1 << 20
 """A frame of entries read back for apply (after a start, or when it had no credit) holds about this much."""
+
+MAX_BACKLOG_BYTES: Final = 64 << 20
+"""Committed entries that apply has no credit for; beyond it, what is proposed is refused. They wait in the log's files,
+but their clients have long given up, and a member that comes back must work them all off."""
 
 THREAD_SWITCH_S: Final = 0.0002
 """A helper thread that wants the interpreter gets it after this, not after 5 ms; and so does the loop."""
@@ -60,7 +65,9 @@ class Raft:
             members=[Member(ID=child.member_id, name=config.name, peerURLs=peer_urls)]
         ).SerializeToString(deterministic=True)
         self._catch_up_to = log.last_index
+        self._leads = False
         self._sent = -1  # the last index that apply was sent; -1 until it said where it stands
+        self._backlog_bytes = 0  # of entries appended since then and not sent
         self._fsync_s = stats.histogram("etcd_disk_wal_fsync_duration_seconds")
         self._write_s = stats.histogram("etcd_disk_wal_write_duration_seconds")
         self._written_bytes = 0
@@ -84,40 +91,63 @@ class Raft:
 
     def on_data(self) -> bool:
         """Logs and commits what was proposed in this turn."""
-        frames = self.links.receive()
+        links = self.links
+        frames = links.receive()
         if not frames:
-            return False
-        assert self._sent >= 0, "a proposal came before apply said where it stands"
+            return links.data_left
+        assert self._leads, "a proposal came before apply could know that it serves"
+        if self._backlog_bytes > MAX_BACKLOG_BYTES:
+            self._refuse(frames, errors.REQUEST_TOO_MANY_REQUESTS)
+            return links.data_left
         entries = self._voter.propose([frame.data[HEADER_BYTES:] for frame in frames])
         try:
             self._persist(entries, None)
         except LogFull as error:
             self._voter.last_index = self._log.last_index
             self._logger.error("refused proposals: there is no room for the log", error=str(error))
-            self._refuse(frames)
-        return self.links.data_left
+            self._refuse(frames, errors.NO_SPACE)
+        return links.data_left
 
     # what follows from it
 
     def _start(self, index: int, term: int) -> None:
-        """Apply stands at `index`: the log must know that entry, and everything after it is sent."""
+        """Apply stands at `index`: the log must know that entry and all after it."""
         log = self._log
-        if index > log.last_index or (index and log.term_of(index) not in (term, None)):
-            raise LogMismatch(
-                f"the store {self._config.db_path} stands at index {index} of term {term}, but the log "
-                f"{self._config.wal_path} ends at index {log.last_index} and has term {log.term_of(index)} there: "
-                "one of the two was replaced"
-            )
-        self._sent = index
-        hard_state, entries = self._voter.campaign(None if log.last_index else self._founding)
-        self._persist(entries, hard_state)
-        leadership = LEADERSHIP.pack(self._voter.term, self._voter.member, self._catch_up_to, True)
+        store, path = self._config.db_path, self._config.wal_path
+        if index > log.last_index:
+            fault = f"ends at entry {log.last_index}"
+        elif index < log.first_index - 1:
+            fault = f"begins with entry {log.first_index}"
+        elif index and log.term_of(index) != term:
+            fault = f"has that entry with term {log.term_of(index)}"
+        else:
+            self._sent = index
+            self._backlog_bytes = 0
+            self._campaign()
+            return
+        raise LogMismatch(
+            f"the store {store} stands at entry {index} of term {term}, but the log {path} {fault}: "
+            "they do not belong together, one of them was replaced or is missing"
+        )
+
+    def _campaign(self) -> None:
+        """A sole voter elects itself; without room for that in the log it tries again at every tick."""
+        voter = self._voter
+        before = voter.term
+        hard_state, entries = voter.campaign(None if self._log.last_index else self._founding)
+        try:
+            self._persist(entries, hard_state)
+        except LogFull as error:
+            voter.term = before
+            voter.last_index = self._log.last_index
+            self._logger.error("cannot lead yet: there is no room for the log", error=str(error))
+            return
+        self._leads = True
+        leadership = LEADERSHIP.pack(voter.term, voter.member, self._catch_up_to, True)
         for process in (Process.APPLY, *self._fronts):
             self.links.send_control(process, Kind.LEADERSHIP, leadership)
         self._logger.info(
-            f"{self._voter.member:x} became leader at term {self._voter.term}",
-            commit=self._voter.commit,
-            last_index=self._voter.last_index,
+            f"{voter.member:x} became leader at term {voter.term}", commit=voter.commit, last_index=voter.last_index
         )
 
     def _persist(self, entries: list[Entry], hard_state: HardState | None) -> None:
@@ -128,6 +158,7 @@ class Raft:
         self._fsync_s.observe(time.perf_counter() - appended)
         self._write_s.observe(appended - started)
         self._written_bytes += written
+        self._backlog_bytes += written
         self._voter.synced()
         if self._log.segment_count != self._segments:
             self._segments = self._log.segment_count
@@ -148,10 +179,15 @@ class Raft:
                 parts.append(ENTRY_HEADER.pack(index, term, type_, len(data)))
                 parts.append(data)
             self._sent = entries[-1][1]
-            links.send(Process.APPLY, Kind.ENTRIES, b"".join(parts))
+            payload = b"".join(parts)
+            self._backlog_bytes -= len(payload)
+            links.send(Process.APPLY, Kind.ENTRIES, payload)
+        if self._sent == self._voter.commit:
+            self._backlog_bytes = 0  # records in the log are a little longer than in a frame
 
-    def _refuse(self, frames: list[Frame]) -> None:
-        code, text = errors.NO_SPACE
+    def _refuse(self, frames: list[Frame], status: Status) -> None:
+        """Answers proposals that were not logged. Every sender bounds what it proposes, so its credit suffices."""
+        code, text = status
         body = text.encode()
         for frame in frames:
             replies = [
@@ -168,7 +204,11 @@ class Raft:
             return
         term = log.term_of(flushed)
         assert term is not None, "the store flushed an index that the log does not know"
-        log.append_snapshot(Snapshot(flushed, term, self._founding))
+        try:
+            log.append_snapshot(Snapshot(flushed, term, self._founding))
+        except LogFull as error:
+            self._logger.warn("cannot compact Raft logs: there is no room for the log", error=str(error))
+            return
         log.sync()
         self._logger.info("saved snapshot to disk", snapshot_index=flushed)
         compact = flushed - self._config.snapshot_catchup_entries
@@ -187,7 +227,9 @@ class Raft:
         self._thread.submit(work).add_done_callback(done)
 
     def tick(self) -> None:
-        """See Shell. A sole voter has nothing to do by the clock."""
+        """See Shell."""
+        if self._sent >= 0 and not self._leads:
+            self._campaign()
 
     async def stop(self) -> None:
         """Everything appended is on disk already; lets go of the files."""
@@ -225,7 +267,12 @@ def open_log(child: ChildContext, logger: Logger) -> WriteAheadLog:
     if log.torn is not None:
         logger.warn("cut a torn write from the log's end", file=log.torn.file, offset=log.torn.offset)
     if log.metadata != METADATA.pack(child.member_id, child.cluster_id):
-        raise LogMismatch(f"the log {config.wal_path} is another member's")
+        owner = "{:x} of cluster {:x}".format(*METADATA.unpack(log.metadata))
+        log.close()
+        raise LogMismatch(
+            f"the log {config.wal_path} is that of member {owner}, but the data directory {config.data_dir} "
+            f"is that of member {child.member_id:x} of cluster {child.cluster_id:x}"
+        )
     return log
 
 

@@ -38,6 +38,7 @@ from node.apply.mvcc.txn import (
     prev_kv_field,
     put_values,
 )
+from node.check import check_range
 
 __all__ = ["Reading", "Store"]
 
@@ -228,11 +229,16 @@ class Store:
         )
 
     def begin_range(self, request: bytes) -> bytes | Reading:
-        """As `range`, but a long one as a `Reading`, to be stepped while others are served."""
+        """As `range`, but a long one as a `Reading`, to be stepped while others are served.
+
+        The request need not be checked: raises DecodeError, EmptyKey, InvalidSortOption (P7, R1, R2), too.
+        """
         key = _lone_key(request)
         if key is not None:
             return self._get(key)
-        read = RangeRead(self.keyspace, RangeRequest.FromString(request), self.header())
+        message = RangeRequest.FromString(request)
+        check_range(message)
+        read = RangeRead(self.keyspace, message, self.header())
         if read.rows <= SMALL_ROWS and (response := read.step(ALL_ROWS)) is not None:
             return response
         return read
@@ -301,6 +307,6 @@ def _lone_key(request: bytes) -> bytes | None:
     size = len(request)
     if size > 2 and request[0] == 10:
         key_size = request[1]
-        if key_size < 128 and (key_size == size - 2 or (key_size == size - 4 and request.endswith(b"8\x01"))):
+        if 0 < key_size < 128 and (key_size == size - 2 or (key_size == size - 4 and request.endswith(b"8\x01"))):
             return request[2 : 2 + key_size]
     return None
