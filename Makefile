@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint types proto bench clean help
+.PHONY: run test lint types proto bench crash clean help
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ proto: $(VENV)/installed-test  ## regenerate kvorum/pb from proto/
 
 bench: $(VENV)/installed-test  ## ours against etcd, side by side
 	$(BIN)/python -m loadtest.bench $(ARGS)
+
+crash: $(VENV)/installed-test  ## the long round of kills: ROUNDS=25 by default
+	KVORUM_CRASH_ROUNDS=$(or $(ROUNDS),25) $(BIN)/python -m pytest tests/crash -s $(ARGS)
 
 clean:  ## the environment and all caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
