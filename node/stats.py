@@ -185,7 +185,6 @@ _MEMBER: Final = (
     _gauge("process_start_time_seconds", "Unix time at which the first of the member's processes began."),
     _gauge("process_open_fds", "File descriptors in use in the process nearest to its limit."),
     _gauge("process_max_fds", "Limit of file descriptors of that process."),
-    _gauge("python_info", "The Python interpreter.", "implementation", "major", "minor", "patchlevel", "version"),
 )
 
 SERIES: Final[dict[str, Series]] = {

@@ -316,7 +316,7 @@ class Http1Connection(asyncio.Protocol):
 
     def want_body(self) -> None:
         if self._h11.they_are_waiting_for_100_continue:
-            self._write(self._h11.send(h11.InformationalResponse(status_code=100, headers=[])))
+            self._write(self._h11.send(h11.InformationalResponse(status_code=100, headers=[], reason=_REASONS[100])))
         self._waiting_since = self._time()
         self._pump()
 
@@ -346,9 +346,15 @@ class Http1Connection(asyncio.Protocol):
         self._exchange = None
         while connection.their_state is h11.SEND_BODY:
             connection.next_event()  # the end of the empty body
-        self._write(connection.send(h11.InformationalResponse(status_code=101, headers=list(headers))))
+        reply = h11.InformationalResponse(status_code=101, headers=list(headers), reason=_REASONS[101])
+        self._write(connection.send(reply))
         self._successor = successor
+        if any(self._paused.values()):  # by what was pipelined behind an earlier request
+            self._paused = {"body": False, "pipeline": False}
+            self._transport.resume_reading()
         successor.connection_made(self._transport)
+        if self.congested:
+            successor.pause_writing()
         early = bytes(connection.trailing_data[0])
         if early:
             successor.data_received(early)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -50,6 +51,10 @@ class Exchange(Protocol):
 
     def finish(self) -> None:
         """The end of a chunked reply."""
+
+    def switch(self, headers: Fields, protocol: asyncio.Protocol) -> bool:
+        """Answers 101 with these headers, and the connection is `protocol`'s from then on; False, and nothing is done,
+        when that cannot be."""
 
 
 TEXT: Final = (b"Content-Type", b"text/plain; charset=utf-8")
@@ -108,3 +113,8 @@ def field_value(fields: Fields, name: bytes) -> str | None:
         if field_name == name:
             return value.decode("utf-8", "replace")
     return None
+
+
+def field_values(fields: Fields, name: bytes) -> list[str]:
+    """Every value of the field `name` (lower-case), in order."""
+    return [value.decode("utf-8", "replace") for field_name, value in fields if field_name == name]

@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import gzip
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import orjson
 
@@ -18,45 +16,22 @@ from node.front.access import Access
 from node.front.exchange import JSON, TEXT, Exchange, Request
 from node.front.health_checks import LIVEZ, READYZ, Check, HealthChecks, Outcome
 from node.front.json_gateway import BETA_PREFIX, PREFIX, Gateway
-from node.front.metrics import CONTENT_TYPE as METRICS_TYPE
-from node.front.metrics import member_figures, render
-from node.front.process_figures import figures_of
+from node.front.member_view import MemberView, States
+from node.front.scrapes import Scrapes
+from node.front.side_thread import RunAside
 from node.stats import Figures
 
-GZIP_LEVEL: Final = 1  # a page of 120 KiB: 6 KiB in 0.3 ms; level 9 takes ten times that and saves 1 KiB
-
-_ZERO_WEIGHT: Final = re.compile(r"q\s*=\s*0(\.0*)?")
-
 HEALTHY: Final = b'{"health":"true","reason":""}'
-
-
-class MemberView(Protocol):
-    """What the pages show of the member."""
-
-    member_id: int
-
-    def cluster_version(self) -> str | None:
-        """MAJOR.MINOR.PATCH, or None while it is not decided."""
-
-    def gather(self, done: Callable[[Mapping[int, Mapping[str, Any]]], None]) -> None:
-        """Asks every process for its state, this one too; `done` gets what came in time, by process."""
-
-    def processes(self) -> Sequence[int]:
-        """The processes that are asked."""
-
-    def pids(self) -> Sequence[int]:
-        """Their process ids, with the supervisor's."""
-
-    def command_line(self) -> Sequence[str]:
-        """The command that started the member."""
 
 
 class Pages:
     """The pages, whatever listener they are asked on, and what they count."""
 
-    def __init__(self, member: MemberView, checks: HealthChecks) -> None:
+    def __init__(self, member: MemberView, checks: HealthChecks, run_aside: RunAside) -> None:
         self._member = member
         self._checks = checks
+        self._run_aside = run_aside
+        self._scrapes = Scrapes(member, self._last_checks, run_aside)
         self.health_success = 0
         self.health_failures = 0
         self._counts: dict[tuple[str, str, str], int] = {}  # (name, status, type)
@@ -80,6 +55,9 @@ class Pages:
             "etcd_server_health_failures": self.health_failures,
             "etcd_server_healthchecks_total": [[list(labels), count] for labels, count in self._counts.items()],
         }
+
+    def _last_checks(self) -> Figures:
+        return {"etcd_server_healthcheck": [[list(labels), passed] for labels, passed in self._last.items()]}
 
     def serve(self, request: Request, *, metrics_listener: bool = False) -> None:
         """Answers a request; on a metrics listener only health and metrics are there (HT23)."""
@@ -145,54 +123,46 @@ class Pages:
             request.respond(200, (JSON,), orjson.dumps(versions))
 
     def _metrics(self, request: Request) -> None:
-        def done(states: Mapping[int, Mapping[str, Any]]) -> None:
-            cluster = self._member.cluster_version()
-            member = {
-                **member_figures(
-                    member_id=self._member.member_id,
-                    api_version=API_VERSION,
-                    cluster_version=cluster.rpartition(".")[0] if cluster else None,
-                ),
-                **figures_of(self._member.pids()),
-                "etcd_server_healthcheck": [[list(labels), passed] for labels, passed in self._last.items()],
-            }
-            by_process = {process: state["metrics"] for process, state in states.items()}
-            page = render(by_process, self._member.processes(), member)
-            content_type = (b"Content-Type", METRICS_TYPE)
-            if takes_gzip(request.header(b"accept-encoding") or ""):
-                packed = gzip.compress(page, GZIP_LEVEL, mtime=0)
-                request.respond(200, ((b"Content-Encoding", b"gzip"), content_type), packed)
-            else:
-                request.respond(200, (content_type,), page)
-
-        self._member.gather(done)
+        self._scrapes.add(request)
 
     def _vars(self, request: Request) -> None:
         if not request.only("GET"):
             return
 
-        def done(states: Mapping[int, Mapping[str, Any]]) -> None:
-            figures = figures_of(self._member.pids())
-            values = {
-                "cmdline": list(self._member.command_line()),
-                "file_descriptor_limit": figures.get("os_fd_limit", 0),
-                "memstats": {
-                    "Alloc": figures.get("process_resident_memory_bytes", 0),
-                    "Sys": figures.get("process_virtual_memory_bytes", 0),
-                },
-                "raft.status": raft_status(self._member.member_id, states),
-            }
-            # one line per variable, as expvar writes it
-            text = b",\n".join(
-                [b"%s: %s" % (orjson.dumps(name), orjson.dumps(value)) for name, value in values.items()]
-            )
-            headers = ((b"Content-Type", b"application/json; charset=utf-8"),)
-            request.respond(200, headers, b"{\n" + text + b"\n}\n")
+        member = self._member
 
-        self._member.gather(done)
+        def on_states(states: States) -> None:
+            def work() -> bytes:
+                # with the library: see metrics_page
+                from node.front.process_figures import figures_of
+
+                return debug_vars(member.member_id, member.command_line(), figures_of(member.pids()), states)
+
+            self._run_aside(work, done)
+
+        def done(page: bytes) -> None:
+            request.respond(200, ((b"Content-Type", b"application/json; charset=utf-8"),), page)
+
+        member.gather(on_states)
 
 
-def raft_status(member_id: int, states: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+def debug_vars(member_id: int, command_line: Sequence[str], figures: Figures, states: States) -> bytes:
+    """The page /debug/vars; `figures` are those of `process_figures`."""
+    values = {
+        "cmdline": list(command_line),
+        "file_descriptor_limit": figures.get("os_fd_limit", 0),
+        "memstats": {
+            "Alloc": figures.get("process_resident_memory_bytes", 0),
+            "Sys": figures.get("process_virtual_memory_bytes", 0),
+        },
+        "raft.status": raft_status(member_id, states),
+    }
+    # one line per variable, as expvar writes it
+    lines = [b"%s: %s" % (orjson.dumps(name), orjson.dumps(value)) for name, value in values.items()]
+    return b"{\n" + b",\n".join(lines) + b"\n}\n"
+
+
+def raft_status(member_id: int, states: States) -> dict[str, Any]:
     """The variable raft.status, from the states of the raft and the apply process; empty without the first."""
     raft = states.get(Process.RAFT)
     if raft is None:
@@ -236,12 +206,3 @@ class MetricsHttp:
     def handle(self, exchange: Exchange) -> None:
         """Serves one request."""
         self._pages.serve(Request(exchange), metrics_listener=True)
-
-
-def takes_gzip(accept_encoding: str) -> bool:
-    """Whether an Accept-Encoding header allows gzip (RFC 9110, section 12.5.3)."""
-    for part in accept_encoding.split(","):
-        coding, *parameters = [piece.strip().lower() for piece in part.split(";")]
-        if coding in ("gzip", "*"):
-            return not any(_ZERO_WEIGHT.fullmatch(parameter) for parameter in parameters)
-    return False

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections import deque
+from typing import Final
 
 from kvorum.errors import Code
 from kvorum.wire import grpc
-from kvorum.wire.server_connection import CancelReason, StreamHandler
+from kvorum.wire.limits import ServerLimits
+from kvorum.wire.routes import CancelReason, StreamHandler, StreamRoute
 from node.front import json_messages
 from node.front.exchange import JSON, Request
 from node.front.json_call import (
+    ASIDE_BYTES,
     DEADLINE_TEXT,
     REPLY_HEADERS,
     Head,
@@ -26,23 +28,24 @@ from node.front.json_messages import JsonError
 from node.front.json_objects import JsonObjects
 from node.front.json_routes import Route
 
-StreamOpen = Callable[[Any, Any], StreamHandler]
-"""(stream, head) -> its handler."""
+QUEUE_BYTES: Final = ServerLimits().stream_queue_bytes
+"""Messages that wait to become JSON because the service does not heed `writable`. At it: RESOURCE_EXHAUSTED."""
 
 
 class BodyStream:
     """One streaming call over HTTP/1.1 (J23-J26). It is the stream object that the service writes to.
 
-    The reply begins with the first message, so that an error before it can still choose the HTTP status.
+    The reply begins with the first message, so that an error before it can still choose the HTTP status. Messages that
+    are large become JSON in the side thread, and what is sent after them waits for them.
     """
 
-    def __init__(self, terms: Terms, request: Request, route: Route, head: Head, stream_open: StreamOpen) -> None:
+    def __init__(self, terms: Terms, request: Request, route: Route, head: Head, served: StreamRoute) -> None:
         self.head = head
         self._terms = terms
         self._request = request
         self._exchange = request.exchange
         self._route = route
-        self._open = stream_open
+        self._served = served
         self._objects = JsonObjects(terms.text_bytes)
         self._handler: StreamHandler | None = None
         self._timer: Timer | None = None
@@ -53,12 +56,19 @@ class BodyStream:
         self._body_ended = False
         self._half_closed = False
         self._delivered = False
+        self._counted = False
+        self._waiting: deque[list[bytes]] = deque()  # the first is with the side thread
+        self._waiting_bytes = 0
+        self._last: tuple[int, str] | None = None  # how the call ended, while messages before that wait
 
     def begin(self) -> None:
         """Opens the call at its service, and begins to read the body."""
         if self.head.timeout_s is not None:
             self._timer = self._terms.call_later(self.head.timeout_s, self._on_deadline)
-        handler = self._open(self, self.head)
+        if self._route.client_streaming:
+            self._count_start()
+        # the services' streams know no wire: what BodyStream has is all they need
+        handler = self._served.open(self, self.head)  # type: ignore[arg-type]
         if not self._ended:  # the service may have refused at once
             self._handler = handler
             self._exchange.on_disconnect = self._on_disconnect
@@ -88,18 +98,21 @@ class BodyStream:
         except JsonError as error:
             self._fail(Code.INVALID_ARGUMENT, str(error))
             return
+        self._count_start()
         self._to_service(message)
         self._half_close()
 
     def _on_disconnect(self) -> None:
         handler = self._handler
+        self._waiting.clear()
         if not self._ended:
+            self._count_end(Code.CANCELLED)
             self._close()
             if handler is not None:
                 handler.on_cancel(CancelReason.LOST)
 
     def _on_writable(self) -> None:
-        if not self._ended and self._handler is not None:
+        if self._handler is not None and self.writable:
             self._handler.on_writable()
 
     # what the service calls
@@ -112,12 +125,12 @@ class BodyStream:
     @property
     def writable(self) -> bool:
         """False while the client is behind."""
-        return self._exchange.writable
+        return not self._waiting and self._exchange.writable
 
     @property
     def buffered_bytes(self) -> int:
-        """Messages that wait here: none, they are the connection's at once, and it ends when they are too many."""
-        return 0
+        """Messages that wait here; the others are the connection's at once, and it ends when they are too many."""
+        return self._waiting_bytes
 
     def send(self, message: bytes) -> None:
         """One reply message."""
@@ -139,7 +152,14 @@ class BodyStream:
         """The call is over (J24)."""
         if self._ended:
             return
+        self._count_end(code)
         self._close()
+        if self._waiting:
+            self._last = (code, text)
+        else:
+            self._finish(code, text)
+
+    def _finish(self, code: int, text: str) -> None:
         if code == Code.OK:
             self._start(200, JSON)
         else:
@@ -196,6 +216,8 @@ class BodyStream:
             self._fail(*too_large(len(message), self._terms.message_bytes))
             return
         self._delivered = True
+        self._served.received += 1
+        self._terms.traffic.received_bytes += len(message)
         assert self._handler is not None, "a call that is not ended has its handler"
         self._handler.on_message(message)
 
@@ -208,11 +230,44 @@ class BodyStream:
     def _write(self, messages: list[bytes]) -> None:
         if self._ended:
             return
-        self._start(200, *REPLY_HEADERS)
+        size = sum([len(message) for message in messages])
+        self._served.sent += len(messages)
+        self._terms.traffic.sent_bytes += size
+        if not self._waiting and size <= ASIDE_BYTES:
+            self._put(self._lines(messages))
+        elif self._waiting_bytes > QUEUE_BYTES:
+            self._fail(Code.RESOURCE_EXHAUSTED, "grpc: stream queue is full")
+        else:
+            self._waiting.append(messages)
+            self._waiting_bytes += size
+            if len(self._waiting) == 1:
+                self._convert()
+
+    def _convert(self) -> None:
+        messages = self._waiting[0]
+        self._terms.run_aside(lambda: self._lines(messages), self._on_lines)
+
+    def _on_lines(self, lines: bytes) -> None:
+        """The first that wait are JSON."""
+        if not self._waiting:
+            return  # the client has gone meanwhile
+        self._waiting_bytes -= sum([len(message) for message in self._waiting.popleft()])
+        self._put(lines)
+        if self._waiting:
+            self._convert()
+        elif self._last is not None:
+            self._finish(*self._last)
+        else:
+            self._on_writable()
+
+    def _lines(self, messages: list[bytes]) -> bytes:
+        """A line per message; what is sent together leaves as one chunk."""
         from_string = self._route.reply.FromString
-        # a line per message; what is sent together leaves as one chunk
-        lines = [b'{"result":' + json_messages.encode(from_string(message)) + b"}\n" for message in messages]
-        self._exchange.write(b"".join(lines))
+        return b"".join([b'{"result":' + json_messages.encode(from_string(message)) + b"}\n" for message in messages])
+
+    def _put(self, lines: bytes) -> None:
+        self._start(200, *REPLY_HEADERS)
+        self._exchange.write(lines)
 
     def _start(self, status: int, *headers: tuple[bytes, bytes]) -> None:
         if not self._started:
@@ -230,10 +285,24 @@ class BodyStream:
         if self._delivered or self._started:
             self.end(code, text)
         else:
+            # a client whose JSON is bad has cancelled its call, for those who count them
+            self._count_end(Code.CANCELLED if code == Code.INVALID_ARGUMENT else code)
             self._close()
             refuse(self._request, code, text)
         if handler is not None:
             handler.on_cancel(reason)
+
+    def _count_start(self) -> None:
+        self._counted = True
+        self._served.started += 1
+
+    def _count_end(self, code: int) -> None:
+        if not self._counted:
+            return
+        if code == Code.OK:
+            self._served.ok += 1
+        else:
+            self._served.count_failed(code)
 
     def _close(self) -> None:
         self._ended = True

@@ -1,22 +1,14 @@
-"""The page /metrics: the figures of all processes of a member, in Prometheus' text format 0.0.4.
-
-Written here rather than by prometheus_client: 900 samples take 32 ms there, in which the front's loop would stand
-still, and 2 ms here. The library's parser is what the tests read the page with.
-"""
+"""The figures that a front gives for the page /metrics: its calls, its clients, and what is one for the member."""
 
 from __future__ import annotations
 
-import math
-import platform
-from collections.abc import Iterable, Mapping
-from typing import Any, Final, Protocol
+from collections.abc import Mapping
+from typing import Final, Protocol
 
 from kvorum.errors import Code
 from node.frames import Process
 from node.front.json_routes import METHODS
-from node.stats import SERIES, Figures, Series, SeriesType, add
-
-CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
+from node.stats import Figures
 
 CODE_NAMES: Final = {
     Code.OK: "OK",
@@ -108,72 +100,9 @@ def member_figures(*, member_id: int, api_version: str, cluster_version: str | N
         "etcd_server_id": [[[f"{member_id:x}"], 1]],
         "etcd_server_version": [[[api_version], 1]],
         "etcd_cluster_version": [[[cluster_version], 1]] if cluster_version else [],
-        "python_info": [
-            [
-                [
-                    platform.python_implementation(),
-                    *platform.python_version_tuple(),
-                    platform.python_version(),
-                ],
-                1,
-            ]
-        ],
     }
 
 
 def process_name(process: int) -> str:
     """The label `process`: raft, apply, watch, front0 and so on."""
     return f"front{process - Process.FRONT}" if process >= Process.FRONT else Process(process).name.lower()
-
-
-def render(by_process: Mapping[int, Figures], asked: Iterable[int], member: Figures) -> bytes:
-    """The page. `by_process` has what was gathered; of `asked` those that are missing did not answer in time.
-
-    A series of which no process gave a figure is left out: a zero would look like a reset.
-    """
-    figures: Figures = {
-        **member,
-        "kvorum_process_up": [[[process_name(process)], int(process in by_process)] for process in asked],
-    }
-    for given in by_process.values():
-        for name, figure in given.items():
-            figures[name] = add(figures[name], figure) if name in figures else figure
-    assert figures.keys() <= SERIES.keys(), f"figures without a series: {figures.keys() - SERIES.keys()}"
-    lines: list[str] = []
-    for name, series in SERIES.items():
-        if name in figures:
-            lines.append(f"# HELP {name} {series.help}\n# TYPE {name} {series.type}\n")
-            _write(lines, series, figures[name])
-    # a label that a client chose may hold octets that are no UTF-8; it must not cost the page
-    return "".join(lines).encode("utf-8", "replace")
-
-
-def _write(lines: list[str], series: Series, figure: Any) -> None:
-    name = series.name
-    if series.type is SeriesType.HISTOGRAM:
-        total = 0
-        assert len(figure["buckets"]) == len(series.bounds) + 1, f"{name} was counted in other buckets"
-        for bound, count in zip((*series.bounds, math.inf), figure["buckets"], strict=True):
-            total += count
-            lines.append(f'{name}_bucket{{le="{_number(bound)}"}} {total}\n')
-        lines.append(f"{name}_sum {_number(figure['sum'])}\n{name}_count {total}\n")
-    elif series.labels:
-        for values, number in figure:
-            labels = ",".join(
-                [f'{label}="{_escape(value)}"' for label, value in zip(series.labels, values, strict=True)]
-            )
-            lines.append(f"{name}{{{labels}}} {_number(number)}\n")
-    else:
-        lines.append(f"{name} {_number(figure)}\n")
-
-
-def _number(value: float) -> str:
-    if isinstance(value, int):
-        return str(value)
-    if math.isinf(value):
-        return "+Inf" if value > 0 else "-Inf"
-    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
-
-
-def _escape(value: str) -> str:
-    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')

@@ -29,6 +29,7 @@ from node.front.http_pages import ClientHttp, MetricsHttp, Pages
 from node.front.json_gateway import Gateway
 from node.front.member import Limits, Member
 from node.front.metrics import client_request_figures, grpc_figures
+from node.front.side_thread import SideThread
 from node.front.state import StateAsks, States, answer
 from node.front.view import MemberPages
 from node.front.watch import WatchService
@@ -103,13 +104,16 @@ class Front:
             health.WATCH: health.watch,
         }
         self._view = MemberPages(child, member, self.states)
-        self._pages = Pages(self._view, HealthChecks(self._view, loop.call_later, limits.request_timeout_s))
-        gateway = None
+        self._side_thread = SideThread(loop)
+        checks = HealthChecks(self._view, loop.call_later, limits.request_timeout_s)
+        self._pages = Pages(self._view, checks, self._side_thread.run)
+        self._gateway = gateway = None
         if config.enable_grpc_gateway:
-            gateway = Gateway(
+            self._gateway = gateway = Gateway(
                 unary=unary,
                 streams=streams,
                 call_later=loop.call_later,
+                run_aside=self._side_thread.run,
                 message_bytes=config.max_request_bytes + GRPC_OVERHEAD_BYTES,
             )
         self._servers: dict[tuple[Serves, bool], Server] = {}
@@ -242,6 +246,7 @@ class Front:
             listener.close()
         self._loop.call_later(DRAIN_S * 0.9, self._give_up)
         await asyncio.gather(*(server.shutdown(DRAIN_S) for server in self._servers.values()))
+        self._side_thread.close()
 
     def _give_up(self) -> None:
         self.calls.fail_all()
@@ -260,8 +265,13 @@ class Front:
             "etcd_network_client_grpc_received_bytes_total": sum(s.bytes_received for s in self._servers.values()),
             "etcd_network_client_grpc_sent_bytes_total": sum(s.bytes_sent for s in self._servers.values()),
         }
-        for server in self._servers.values():
-            for name, figure in grpc_figures(server.routes).items():
+        routes = [server.routes for server in self._servers.values()]
+        if self._gateway is not None:
+            figures["etcd_network_client_grpc_received_bytes_total"] += self._gateway.traffic.received_bytes
+            figures["etcd_network_client_grpc_sent_bytes_total"] += self._gateway.traffic.sent_bytes
+            routes.append(self._gateway.routes)
+        for counts in routes:
+            for name, figure in grpc_figures(counts).items():
                 figures[name] = add(figures[name], figure) if name in figures else figure
         return {"metrics": figures}
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import orjson
 from google.protobuf.message import Message
 
 from kvorum.wire.server_connection import CancelReason
 from node.front.exchange import Fields
+
+T = TypeVar("T")
 
 
 class FakeExchange:
@@ -30,6 +33,8 @@ class FakeExchange:
         self.chunked = False
         self.finished = False
         self.gone = False
+        self.has_body = False
+        self.switched: asyncio.Protocol | None = None
 
     def stream_body(self, on_chunk: Callable[[bytes], None], on_end: Callable[[], None]) -> None:
         assert self.body_readers is None
@@ -72,6 +77,16 @@ class FakeExchange:
         self.finished = True
         self._release()
 
+    def switch(self, headers: Fields, protocol: asyncio.Protocol) -> bool:
+        if self.has_body:
+            return False
+        self.start(101, headers)
+        self.switched = protocol
+        self._release()
+        self.transport = FakeTransport()
+        protocol.connection_made(cast(asyncio.Transport, self.transport))
+        return True
+
     def _release(self) -> None:
         self.on_disconnect = self.on_writable = self.body_readers = None
 
@@ -108,6 +123,40 @@ class FakeExchange:
         return [orjson.loads(line) for line in self.reply.splitlines()]
 
 
+class FakeTransport:
+    """The transport of a connection that was switched: keeps what is written, and what is done to it."""
+
+    def __init__(self) -> None:
+        self.written = bytearray()
+        self.unsent_bytes = 0
+        self.paused = False
+        self.closed = False
+        self.aborted = False
+
+    def write(self, data: bytes) -> None:
+        assert not self.is_closing()
+        self.written += data
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent_bytes
+
+    def pause_reading(self) -> None:
+        assert not self.paused
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
+
+    def is_closing(self) -> bool:
+        return self.closed or self.aborted
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
 class FakeTimer:
     def __init__(self, delay_s: float, callback: Callable[[], None]) -> None:
         self.delay_s = delay_s
@@ -135,6 +184,26 @@ class FakeClock:
     @property
     def running(self) -> list[FakeTimer]:
         return [timer for timer in self.timers if not timer.cancelled]
+
+
+def run_inline(work: Callable[[], T], done: Callable[[T], None]) -> None:
+    """A side thread that is never busy."""
+    done(work())
+
+
+class HeldThread:
+    """A side thread whose works wait until a test lets them run."""
+
+    def __init__(self) -> None:
+        self.held: list[tuple[Callable[[], Any], Callable[[Any], None]]] = []
+
+    def run(self, work: Callable[[], T], done: Callable[[T], None]) -> None:
+        self.held.append((work, done))
+
+    def release(self) -> None:
+        """Does the first of the works."""
+        work, done = self.held.pop(0)
+        done(work())
 
 
 class FakeUnary:

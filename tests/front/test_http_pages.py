@@ -12,9 +12,10 @@ from kvorum.pb.rpc_pb2 import AlarmType
 from node.frames import Process
 from node.front.access import Access
 from node.front.health_checks import Done, HealthChecks
-from node.front.http_pages import ClientHttp, MetricsHttp, Pages, takes_gzip
+from node.front.http_pages import ClientHttp, MetricsHttp, Pages
 from node.front.json_gateway import Gateway
-from tests.front.http_fake import FakeClock, FakeExchange
+from node.front.scrapes import takes_gzip
+from tests.front.http_fake import FakeClock, FakeExchange, run_inline
 
 TEXT = "text/plain; charset=utf-8"
 LIMIT_S = 7.0
@@ -81,8 +82,10 @@ class World:
     def __init__(self) -> None:
         self.clock = FakeClock()
         self.member = FakeMember()
-        self.pages = Pages(self.member, HealthChecks(self.member, self.clock.call_later, LIMIT_S))
-        gateway = Gateway(unary={}, streams={}, call_later=self.clock.call_later, message_bytes=1000)
+        self.pages = Pages(self.member, HealthChecks(self.member, self.clock.call_later, LIMIT_S), run_inline)
+        gateway = Gateway(
+            unary={}, streams={}, call_later=self.clock.call_later, run_aside=run_inline, message_bytes=1000
+        )
         self.client = ClientHttp(Access(), self.pages, gateway)
         self.metrics = MetricsHttp(self.pages)
 
@@ -295,7 +298,7 @@ def test_checks_are_counted_by_outcome(world: World) -> None:
     world.ask("/livez")
     counts = world.pages.figures()["etcd_server_healthchecks_total"]
     assert counts == [[["serializable_read", "success", "livez"], 1], [["serializable_read", "error", "livez"], 1]]
-    assert b'etcd_server_healthcheck{name="serializable_read",type="livez"} 0\n' in world.ask("/metrics").reply
+    assert b'etcd_server_healthcheck{name="serializable_read",type="livez"} 0.0\n' in world.ask("/metrics").reply
 
 
 def test_ht15_version(world: World) -> None:
@@ -312,11 +315,11 @@ def test_ht16_metrics(world: World) -> None:
     assert exchange.reply_headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert "content-encoding" not in exchange.reply_headers
     for line in (
-        b"etcd_mvcc_put_total 3",
-        b'etcd_server_id{server_id="8e9e05c52164694d"} 1',
-        b'etcd_server_version{server_version="3.7.0"} 1',
-        b'etcd_cluster_version{cluster_version="3.7"} 1',
-        b'kvorum_process_up{process="watch"} 0',
+        b"etcd_mvcc_put_total 3.0",
+        b'etcd_server_id{server_id="8e9e05c52164694d"} 1.0',
+        b'etcd_server_version{server_version="3.7.0"} 1.0',
+        b'etcd_cluster_version{cluster_version="3.7"} 1.0',
+        b'kvorum_process_up{process="watch"} 0.0',
     ):
         assert line + b"\n" in exchange.reply
 

@@ -17,7 +17,7 @@ from node.front.access import Access
 from node.front.health_checks import HealthChecks
 from node.front.http_pages import ClientHttp, Pages
 from node.front.json_gateway import Gateway
-from tests.front.http_fake import FakeStreams, FakeUnary
+from tests.front.http_fake import FakeStreams, FakeUnary, run_inline
 from tests.front.test_http_pages import FakeMember
 
 WAIT_S = 10.0
@@ -68,8 +68,10 @@ def serve(talk: Talk) -> None:
         services: dict[str, Any] = {PUT: put}
         streams: dict[str, Any] = {WATCH: watch}
         member = FakeMember()
-        gateway = Gateway(unary=services, streams=streams, call_later=loop.call_later, message_bytes=2 << 20)
-        pages = Pages(member, HealthChecks(member, loop.call_later, 7.0))
+        gateway = Gateway(
+            unary=services, streams=streams, call_later=loop.call_later, run_aside=run_inline, message_bytes=2 << 20
+        )
+        pages = Pages(member, HealthChecks(member, loop.call_later, 7.0), run_inline)
         server = Server(unary=services, streams=streams, http1=ClientHttp(Access(), pages, gateway))
         listener = await loop.create_server(server.protocol_factory, "127.0.0.1", 0)
         reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())

@@ -11,10 +11,10 @@ from kvorum.pb import rpc_pb2
 from kvorum.pb.rpc_pb2 import PutRequest, PutResponse, RangeRequest, RangeResponse, ResponseHeader
 from node.front.access import Access
 from node.front.exchange import Fields
-from node.front.json_call import Terms, metadata_of
+from node.front.json_call import metadata_of
 from node.front.json_gateway import Gateway
 from node.front.json_routes import METHODS, PATHS, ROUTES
-from tests.front.http_fake import FakeClock, FakeExchange, FakeUnary
+from tests.front.http_fake import FakeClock, FakeExchange, FakeUnary, run_inline
 
 MESSAGE_BYTES = 1000
 HEADER = ResponseHeader(cluster_id=13455796455940752355, member_id=443629905751424238, revision=2, raft_term=2)
@@ -34,6 +34,7 @@ class World:
             unary={"/etcdserverpb.KV/Put": self.put, "/etcdserverpb.KV/Range": self.range},
             streams={},
             call_later=self.clock.call_later,
+            run_aside=run_inline,
             message_bytes=MESSAGE_BYTES,
         )
 
@@ -283,7 +284,7 @@ def test_p4_a_message_over_the_limit(world: World) -> None:
 
 def test_a_body_over_the_limit_is_refused_before_its_end(world: World) -> None:
     exchange = world.begin("/v3/kv/put")
-    exchange.body(b'{"x":"' + b"x" * Terms(world.clock.call_later, MESSAGE_BYTES).text_bytes, end=False)
+    exchange.body(b'{"x":"' + b"x" * (2 * MESSAGE_BYTES + 65_536), end=False)
     assert (exchange.status, exchange.json["code"]) == (429, 8)
     exchange.body(b"x", b'"}')
     assert not world.put.calls
@@ -305,7 +306,11 @@ def test_every_path_reaches_its_call() -> None:
         unary = FakeUnary(route.request)
         unary.answer = route.reply()
         gateway = Gateway(
-            unary={route.path: unary}, streams={}, call_later=FakeClock().call_later, message_bytes=MESSAGE_BYTES
+            unary={route.path: unary},
+            streams={},
+            call_later=FakeClock().call_later,
+            run_aside=run_inline,
+            message_bytes=MESSAGE_BYTES,
         )
         exchange = FakeExchange("POST", http_path)
         request = Access().admit(exchange)

@@ -18,7 +18,7 @@ from loadtest.launcher import Server
 from node.front.access import Access
 from node.front.json_gateway import Gateway
 from node.front.json_routes import METHODS, Route
-from tests.front.http_fake import FakeClock, FakeExchange
+from tests.front.http_fake import FakeClock, FakeExchange, run_inline
 from tests.servers import start_reference
 
 WAIT_S = 10.0
@@ -37,7 +37,13 @@ class Ours:
         self._channel = grpc.insecure_channel(address)
         unary = {path: self._forward(route) for path, route in METHODS.items() if not route.server_streaming}
         streams = {path: self._open(route) for path, route in METHODS.items() if route.server_streaming}
-        self._gateway = Gateway(unary=unary, streams=streams, call_later=FakeClock().call_later, message_bytes=2 << 20)
+        self._gateway = Gateway(
+            unary=unary,
+            streams=streams,
+            call_later=FakeClock().call_later,
+            run_aside=run_inline,
+            message_bytes=2 << 20,
+        )
 
     def close(self) -> None:
         self._channel.close()

@@ -23,7 +23,7 @@ from kvorum.wire import grpc
 from kvorum.wire.server_connection import CancelReason
 from node.front.exchange import Request
 from node.front.json_gateway import Gateway
-from tests.front.http_fake import FakeClock, FakeExchange, FakeStreams
+from tests.front.http_fake import FakeClock, FakeExchange, FakeStreams, run_inline
 
 MESSAGE_BYTES = 1000
 REQUESTS = {
@@ -47,6 +47,7 @@ class World:
             unary={},
             streams={path: self.service},
             call_later=self.clock.call_later,
+            run_aside=run_inline,
             message_bytes=MESSAGE_BYTES,
         )
         self.exchange = FakeExchange("POST", http_path, headers)
@@ -245,6 +246,7 @@ def test_writable_is_that_of_the_connection(watch: World) -> None:
     watch.exchange.writable = False
     assert not watch.stream.writable
     assert watch.stream.buffered_bytes == 0
+    watch.exchange.writable = True
     assert watch.exchange.on_writable is not None
     watch.exchange.on_writable()
     assert watch.told == ["writable"]
@@ -297,6 +299,7 @@ def test_a_service_may_refuse_at_its_opening() -> None:
         unary={},
         streams={"/etcdserverpb.Watch/Watch": stream_open},
         call_later=clock.call_later,
+        run_aside=run_inline,
         message_bytes=MESSAGE_BYTES,
     )
     gateway.handle(Request(exchange))
