@@ -180,6 +180,23 @@ def test_WP9_a_stream_that_takes_nothing_gets_no_progress(world: World, notify: 
     assert client.take() == []
 
 
+def test_a_paused_stream_gets_no_progress_before_it_has_gone_on(world: World) -> None:
+    client = world.fronts[0].open(mark_bytes=150)
+    watch(world, client)
+    client.progress()
+    world.step_front()
+    world.put(value=b"v" * 200)
+    world.step_apply()
+    world.step_watch()
+    world.put()  # comes while the stream is paused
+    world.step_front()
+    client.buffered_bytes = 0  # it takes something again, and has not been told yet
+    world.run()
+    client.progress()
+    world.run()
+    assert not any(is_progress(reply) for reply in client.take() if not reply.created)
+
+
 def test_no_progress_is_asked_for_twice_at_a_time(world: World, client: Client) -> None:
     watch(world, client, progress_notify=True)
     world.fronts[0].deliveries_link.granting = False
