@@ -213,10 +213,13 @@ class BlockingReader:
 
     def wait(self, patience_s: float) -> Arrivals | None:
         """What has arrived, waiting up to `patience_s` for it; None when the supervisor said stop."""
-        ready = {descriptor for descriptor, _ in self._poll.poll(0 if self._links.data_left else patience_s)}
-        if self._lifeline_fd in ready and self._lifeline.stop_requested():
-            return None
         links = self._links
-        control = links.receive_control() if links.control_fd in ready else []
-        data = links.receive() if links.data_left or links.data_fd in ready else []
-        return Arrivals(control, data)
+        while True:
+            looks_again = links.data_left
+            ready = {descriptor for descriptor, _ in self._poll.poll(0 if looks_again else patience_s)}
+            if self._lifeline_fd in ready and self._lifeline.stop_requested():
+                return None
+            control = links.receive_control() if links.control_fd in ready else []
+            data = links.receive() if looks_again or links.data_fd in ready else []
+            if data or control or not looks_again:
+                return Arrivals(control, data)
