@@ -11,10 +11,11 @@ from kvorum.pb import rpc_pb2
 from kvorum.pb.rpc_pb2 import PutRequest, PutResponse, RangeRequest, RangeResponse, ResponseHeader
 from node.front.access import Access
 from node.front.exchange import Fields
-from node.front.json_call import metadata_of
+from node.front.json_call import ASIDE_BYTES, metadata_of
 from node.front.json_gateway import Gateway
 from node.front.json_routes import METHODS, PATHS, ROUTES
-from tests.front.http_fake import FakeClock, FakeExchange, FakeUnary, run_inline
+from node.front.side_thread import RunAside
+from tests.front.http_fake import FakeClock, FakeExchange, FakeUnary, HeldThread, run_inline
 
 MESSAGE_BYTES = 1000
 HEADER = ResponseHeader(cluster_id=13455796455940752355, member_id=443629905751424238, revision=2, raft_term=2)
@@ -25,7 +26,7 @@ JSON_ERROR = {"content-type": "application/json"}
 class World:
     """A gateway with a Put and a Range behind it."""
 
-    def __init__(self) -> None:
+    def __init__(self, run_aside: RunAside = run_inline) -> None:
         self.clock = FakeClock()
         self.put = FakeUnary(PutRequest)
         self.put.answer = PutResponse(header=HEADER)
@@ -34,7 +35,7 @@ class World:
             unary={"/etcdserverpb.KV/Put": self.put, "/etcdserverpb.KV/Range": self.range},
             streams={},
             call_later=self.clock.call_later,
-            run_aside=run_inline,
+            run_aside=run_aside,
             message_bytes=MESSAGE_BYTES,
         )
 
@@ -323,3 +324,72 @@ def test_every_path_reaches_its_call() -> None:
 
 def test_ma18_a_reply_without_a_header_is_an_empty_object() -> None:
     assert ROUTES["/v3/maintenance/defragment"].reply is rpc_pb2.DefragmentResponse
+
+
+def large_reply() -> RangeResponse:
+    return RangeResponse(header=HEADER, kvs=[{"key": b"k", "value": b"v" * ASIDE_BYTES}], count=1)
+
+
+def test_a_large_reply_is_made_beside_the_loop_while_others_are_answered() -> None:
+    thread = HeldThread()
+    world = World(thread.run)
+    world.range.answer = large_reply()
+    large = world.ask("/v3/kv/range", b'{"key":"aw=="}')
+    assert len(thread.held) == 1
+    world.range.answer = RangeResponse(header=HEADER)
+    assert world.ask("/v3/kv/range", b"{}").status == 200
+    assert world.ask("/v3/kv/put", b'{"key":"aw=="}').status == 200
+    assert not large.finished
+    thread.release()
+    assert (large.status, len(large.json["kvs"][0]["value"])) == (200, (ASIDE_BYTES + 2) // 3 * 4)
+    assert large.reply_headers == JSON_REPLY
+
+
+def test_a_reply_of_just_the_bound_is_made_at_once() -> None:
+    thread = HeldThread()
+    world = World(thread.run)
+    empty = RangeResponse(kvs=[{"value": b"v" * 60_000}])
+    empty.kvs[0].value += b"v" * (ASIDE_BYTES - empty.ByteSize())
+    assert empty.ByteSize() == ASIDE_BYTES
+    world.range.answer = empty
+    assert world.ask("/v3/kv/range", b"{}").status == 200
+    assert not thread.held
+
+
+def test_a_client_that_leaves_before_its_large_reply() -> None:
+    thread = HeldThread()
+    world = World(thread.run)
+    world.range.answer = large_reply()
+    exchange = world.ask("/v3/kv/range", b"{}")
+    exchange.disconnect()
+    thread.release()
+    assert exchange.status is None
+
+
+def test_a_deadline_cannot_answer_again_while_the_reply_is_made() -> None:
+    thread = HeldThread()
+    world = World(thread.run)
+    world.range.answer = large_reply()
+    exchange = world.ask("/v3/kv/range", b"{}", headers={"Grpc-Timeout": "1S"})
+    assert not world.clock.running
+    thread.release()
+    assert exchange.status == 200
+
+
+def test_calls_count_as_grpc_calls(world: World) -> None:
+    """Seen on 3.5.1: what is no message never becomes a call, and an answer of the service counts by its code."""
+    put = world.gateway.routes["/etcdserverpb.KV/Put"]
+    world.ask("/v3/kv/put", b'{"key":"Zm9v","value":"YmFy"}')
+    assert (put.started, put.received, put.sent_messages, put.ok, put.failed) == (1, 1, 1, 1, {})
+    assert world.put.answer is not None and not isinstance(world.put.answer, tuple)
+    traffic = world.gateway.traffic
+    assert (traffic.received_bytes, traffic.sent_bytes) == (10, world.put.answer.ByteSize())
+    world.put.answer = (errors.EMPTY_KEY.code, errors.EMPTY_KEY.message)
+    world.ask("/v3/kv/put", b"{}")
+    assert (put.started, put.received, put.sent_messages, put.failed) == (2, 2, 1, {Code.INVALID_ARGUMENT: 1})
+    world.ask("/v3/kv/put", b"nope")
+    assert put.started == 2
+    world.put.answer = None
+    world.ask("/v3/kv/put", b"{}", headers={"Grpc-Timeout": "1S"})
+    world.clock.running[0].fire()
+    assert (put.started, put.failed[Code.DEADLINE_EXCEEDED]) == (3, 1)

@@ -22,8 +22,11 @@ from kvorum.pb.rpc_pb2 import (
 from kvorum.wire import grpc
 from kvorum.wire.server_connection import CancelReason
 from node.front.exchange import Request
+from node.front.json_call import ASIDE_BYTES
 from node.front.json_gateway import Gateway
-from tests.front.http_fake import FakeClock, FakeExchange, FakeStreams, run_inline
+from node.front.json_stream import QUEUE_BYTES
+from node.front.side_thread import RunAside
+from tests.front.http_fake import FakeClock, FakeExchange, FakeStreams, HeldThread, run_inline
 
 MESSAGE_BYTES = 1000
 REQUESTS = {
@@ -39,7 +42,7 @@ CREATE_FOO = WatchRequest(create_request=WatchCreateRequest(key=b"foo"))
 class World:
     """One stream of a gateway, opened at a recording service."""
 
-    def __init__(self, path: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, path: str, headers: dict[str, str] | None = None, run_aside: RunAside = run_inline) -> None:
         http_path, request = REQUESTS[path]
         self.clock = FakeClock()
         self.service = FakeStreams(request)
@@ -47,9 +50,10 @@ class World:
             unary={},
             streams={path: self.service},
             call_later=self.clock.call_later,
-            run_aside=run_inline,
+            run_aside=run_aside,
             message_bytes=MESSAGE_BYTES,
         )
+        self.counts = gateway.routes[path]
         self.exchange = FakeExchange("POST", http_path, headers)
         gateway.handle(Request(self.exchange))
 
@@ -313,3 +317,98 @@ def test_an_ended_stream_leaves_no_cycle_with_its_service(watch: World) -> None:
     assert holds_its_service()
     watch.stream.end(0, "")
     assert not holds_its_service()
+
+
+def event(number: int, size: int = 1) -> bytes:
+    return WatchResponse(watch_id=number, events=[{"kv": {"value": b"v" * size}}]).SerializeToString()
+
+
+class LargeWatch(World):
+    """A watch whose large messages wait for the test."""
+
+    def __init__(self) -> None:
+        self.thread = HeldThread()
+        super().__init__("/etcdserverpb.Watch/Watch", run_aside=self.thread.run)
+        self.exchange.body(b'{"create_request":{}}', end=False)
+
+    @property
+    def received(self) -> list[int]:
+        return [int(line["result"]["watch_id"]) for line in self.exchange.lines if "result" in line]
+
+
+def test_what_is_sent_after_a_large_message_waits_for_it() -> None:
+    watch = LargeWatch()
+    watch.stream.send(event(1))
+    watch.stream.send(event(2, ASIDE_BYTES))
+    watch.stream.send(event(3))
+    watch.stream.send(event(4, ASIDE_BYTES))
+    assert watch.received == [1]
+    assert not watch.stream.writable
+    assert watch.stream.buffered_bytes == sum(map(len, (event(2, ASIDE_BYTES), event(3), event(4, ASIDE_BYTES))))
+    for expected in ([1, 2], [1, 2, 3], [1, 2, 3, 4]):
+        assert (watch.stream.writable, "writable" in watch.told) == (False, False)
+        watch.thread.release()
+        assert watch.received == expected
+    assert (watch.stream.writable, watch.stream.buffered_bytes, watch.told[-1]) == (True, 0, "writable")
+    watch.stream.send(event(5))
+    assert watch.received == [1, 2, 3, 4, 5]
+
+
+def test_the_end_of_a_stream_waits_for_its_large_message() -> None:
+    watch = LargeWatch()
+    watch.stream.send(event(1, ASIDE_BYTES))
+    watch.stream.end(*errors.NO_LEADER)
+    watch.stream.send(event(2))
+    assert not watch.exchange.finished
+    watch.thread.release()
+    assert (watch.received, watch.exchange.finished) == ([1], True)
+    assert watch.exchange.lines[-1]["error"]["code"] == Code.UNAVAILABLE
+    assert not watch.thread.held
+
+
+def test_a_client_that_leaves_while_a_large_message_is_made() -> None:
+    watch = LargeWatch()
+    watch.stream.send(event(1, ASIDE_BYTES))
+    watch.stream.send(event(2))
+    watch.exchange.disconnect()
+    assert watch.service.told[-1] == ("cancel", CancelReason.LOST)
+    watch.thread.release()
+    assert (watch.exchange.reply, watch.thread.held) == (b"", [])
+
+
+def test_a_service_that_does_not_heed_writable_is_ended() -> None:
+    watch = LargeWatch()
+    size = QUEUE_BYTES // 8
+    sent = 0
+    while watch.service.told[-1] != ("cancel", CancelReason.FAULT):
+        sent += 1
+        watch.stream.send(event(sent, size))
+        assert sent < 20
+    assert watch.counts.failed == {Code.RESOURCE_EXHAUSTED: 1}
+    while watch.thread.held:
+        watch.thread.release()
+    assert watch.received == list(range(1, sent))
+    assert watch.exchange.lines[-1]["error"]["message"] == "grpc: stream queue is full"
+
+
+def test_streams_count_as_grpc_calls() -> None:
+    watch = World("/etcdserverpb.Watch/Watch")
+    watch.exchange.body(b'{"create_request":{}}{"progress_request":{}}', end=False)
+    watch.stream.send(event(1))
+    counts = watch.counts
+    assert (counts.started, counts.received, counts.sent_messages, counts.ok, counts.failed) == (1, 2, 1, 0, {})
+    watch.exchange.disconnect()
+    assert counts.failed == {Code.CANCELLED: 1}
+
+
+def test_a_stream_that_ends_well_or_never_began_counts_so() -> None:
+    keep_alive = World("/etcdserverpb.Lease/LeaseKeepAlive")
+    keep_alive.exchange.body(b'{"ID":"5"}')
+    keep_alive.stream.end(0, "")
+    assert (keep_alive.counts.started, keep_alive.counts.ok, keep_alive.counts.failed) == (1, 1, {})
+    snapshot = World("/etcdserverpb.Maintenance/Snapshot")
+    snapshot.exchange.body(b"nope")
+    assert (snapshot.counts.started, snapshot.counts.failed) == (0, {})
+    watch = World("/etcdserverpb.Watch/Watch")
+    watch.exchange.body(b"nope")
+    assert (watch.counts.started, watch.counts.failed) == (1, {Code.CANCELLED: 1})
