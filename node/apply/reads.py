@@ -49,7 +49,9 @@ LOOK: Final = 15
 """The clock is looked at before every 16th range: for each it would add 5 % to a get."""
 
 MAX_TASKS: Final = 64
-"""Long reads under way at the same time, each with its view of the database; those beyond begin later."""
+MAX_WAITING: Final = 1000
+"""Long reads under way at the same time, each with its view of the database, and those without one that wait for credit
+or a thread; those beyond begin later."""
 
 Slow = Callable[[int, float, int], None]
 """Is told of a long read that took longer than it should: op, seconds, bytes of the reply."""
@@ -129,7 +131,7 @@ class Reads:
         queued = self._queued
         waiting: list[Task] = []
         while self._now() < until:
-            if queued and len(tasks) < MAX_TASKS:  # those that wait hold no view
+            if queued and len(tasks) < MAX_TASKS and len(waiting) < MAX_WAITING:
                 tasks.append(queued.popleft())
             if not tasks:
                 break
@@ -139,7 +141,7 @@ class Reads:
                 tasks.append(task)
             elif can_go_on is not None:
                 waiting.append(task)
-        more = bool(tasks or queued)
+        more = bool(tasks or (queued and len(waiting) < MAX_WAITING))
         tasks.extend(waiting)
         return more
 
@@ -233,6 +235,8 @@ class Reads:
     def _stepped(
         self, front: int, sequence: int, op: int, begin: Callable[[], bytes | Reading], histogram: Histogram | None
     ) -> Task:
+        while not self._outbox.open(front):
+            yield False
         started = self._now()
         try:
             reading = begin()
