@@ -335,7 +335,7 @@ def test_switching_to_another_protocol(serving: Serving, site: Site) -> None:
     with connect(serving) as connection:
         connection.sendall(b"GET /upgrade HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: shout\r\n\r\nearly ")
         octets = read_until(connection, b"EARLY ")
-        assert octets.startswith(b"HTTP/1.1 101 ")
+        assert octets.startswith(b"HTTP/1.1 101 Switching Protocols\r\n")
         connection.sendall(b"late")
         assert read_until(connection, b"LATE") == b"LATE"
     serving.wait(lambda: serving.server.connections_open == 0)
@@ -343,6 +343,25 @@ def test_switching_to_another_protocol(serving: Serving, site: Site) -> None:
     with connect(serving) as connection:
         connection.sendall(b"GET /upgrade HTTP/1.1\r\nhost: a\r\n\r\n")
         assert read_until(connection, b"not asked for").startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_switch_behind_much_that_was_pipelined_reads_on(serving: Serving, site: Site) -> None:
+    early = b"e" * 300_000
+    with connect(serving) as connection:
+        connection.sendall(b"GET /late HTTP/1.1\r\nhost: a\r\n\r\n")
+        serving.wait(lambda: bool(site.open))
+        connection.sendall(b"GET /upgrade HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: shout\r\n\r\n" + early)
+        serving.wait(lambda: len(bytes(site.open[0]._connection._h11.trailing_data[0])) > 65_536)  # type: ignore[union-attr]
+        serving.call(lambda: site.open[0].respond(200, TEXT, b"late"))
+        connection.sendall(b"last")
+        assert read_until(connection, b"LAST").count(b"E") >= len(early)
+
+
+@pytest.mark.parametrize(("path", "line"), [("/hello", b"200 OK"), ("/nowhere", b"404 Not Found")])
+def test_the_status_line_has_the_standard_phrase(serving: Serving, path: str, line: bytes) -> None:
+    with connect(serving) as connection:
+        connection.sendall(b"GET %s HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n" % path.encode())
+        assert read_all(connection).startswith(b"HTTP/1.1 " + line + b"\r\n")
 
 
 def test_shutdown_waits_for_the_exchange_that_is_open(serving: Serving, site: Site) -> None:
