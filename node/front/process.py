@@ -206,9 +206,18 @@ class Front:
             )
             self.calls.propose(Ignored(), 0, Op.PUBLISH, publish.SerializeToString())
             version = ClusterVersion(version=API_VERSION)
-            self.calls.propose(Ready(self._listen), 0, Op.CLUSTER_VERSION, version.SerializeToString())
+            self.calls.propose(Ready(self._ask_version), 0, Op.CLUSTER_VERSION, version.SerializeToString())
         else:
+            self._ask_version()
+
+    def _ask_version(self) -> None:
+        """The first client may ask for the cluster's version already."""
+
+        def on_states(states: States) -> None:
+            self._on_apply_state(states)
             self._listen()
+
+        self.states.ask({Process.APPLY}, on_states)
 
     def _listen(self) -> None:
         task = self._loop.create_task(self._open_listeners())
