@@ -38,11 +38,6 @@ class Flusher:
         self._under_way = (0, 0)
         self._not_before = 0.0
 
-    @property
-    def unflushed_bytes(self) -> int:
-        """Logged bytes whose rows may be in memory alone."""
-        return self._bytes + self._under_way[1]
-
     def wrote(self, requests: int, size_bytes: int) -> None:
         """So many more requests, of so many logged bytes, were committed."""
         self._requests += requests

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from kvorum.pb.rpc_pb2 import AlarmRequest, AlarmType, CompactionRequest, LeaseRevokeRequest
+from node import malloc
 from node.apply import alarms, lease, membership
 from node.apply.alarms import Alarms
 from node.apply.auto_compaction import AutoCompaction, Periodic, Revision
@@ -33,7 +34,7 @@ from node.apply.mvcc.store import Store
 from node.apply.outbox import Outbox
 from node.apply.progress import Progress
 from node.apply.reads import Reads
-from node.apply.space import is_no_space, needed_bytes, shortage
+from node.apply.space import is_no_space, shortage
 from node.child import ChildContext
 from node.config import CompactionMode
 from node.frames import APPLIED, FLUSHED, HEADER_BYTES, LEADERSHIP, SERVING, Frame, Kind, Process
@@ -338,16 +339,15 @@ class Apply:
     def _watch_space(self) -> None:
         """Raises NOSPACE when the quota or the disk runs out, and flushes if that is due."""
         self._bytes_since_look = 0
-        flusher = self._flusher
+        database = self._store.database
         disk = os.statvfs(self._config.db_path)
         free_bytes = disk.f_bavail * disk.f_frsize
-        unflushed_bytes = flusher.unflushed_bytes
+        unflushed_bytes = database.unflushed_bytes
         if self._serving:
-            size_bytes = self._store.database.size_bytes
-            reason = shortage(size_bytes, self._config.quota_backend_bytes, free_bytes, unflushed_bytes)
+            reason = shortage(database.size_bytes, self._config.quota_backend_bytes, free_bytes, unflushed_bytes)
             if reason is not None:
                 self._raise_no_space(reason)
-        flushed = flusher.tick(time.monotonic(), has_room=free_bytes >= needed_bytes(unflushed_bytes))
+        flushed = self._flusher.tick(time.monotonic(), has_room=free_bytes >= unflushed_bytes)
         if flushed is not None:
             self._links.send_control(Process.RAFT, Kind.FLUSHED, FLUSHED.pack(flushed))
 
@@ -444,6 +444,7 @@ def _auto_compaction(config: Any) -> AutoCompaction | None:
 
 def main(child: ChildContext) -> None:
     """Runs the apply process until the supervisor says stop."""
+    malloc.keep_large_buffers()
     sys.setswitchinterval(THREAD_SWITCH_S)
     logger = Logger.open(child.config.log)
     fronts = [Process.FRONT + i for i in range(child.config.front_workers)]

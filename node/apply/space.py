@@ -9,9 +9,6 @@ MIB: Final = 1 << 20
 RESERVE_BYTES: Final = 16 * MIB
 """What the disk must still have beyond what memory holds for it, so that an alarm comes before writes fail."""
 
-ROWS_PER_LOGGED: Final = 2
-"""A value lies in the history and with the live keys, so a flush writes about twice what was logged."""
-
 _NO_SPACE: Final = ("No space left on device", "Disk quota exceeded")
 
 
@@ -26,15 +23,10 @@ def is_no_space(error: Exception) -> bool:
 def shortage(size_bytes: int, quota_bytes: int | None, free_bytes: int, unflushed_bytes: int) -> str | None:
     """Why NOSPACE is to be raised (MA14, MA15), or None.
 
-    `unflushed_bytes` were logged and are not in the database's files yet; a quota of None is no limit.
+    `unflushed_bytes` are in memory and will be written to the disk; a quota of None is no limit.
     """
     if quota_bytes is not None and size_bytes >= quota_bytes:
         return f"the database has {size_bytes} bytes, and its quota is {quota_bytes}"
-    if free_bytes < needed_bytes(unflushed_bytes) + RESERVE_BYTES:
+    if free_bytes < unflushed_bytes + RESERVE_BYTES:
         return f"the disk has {free_bytes} bytes left"
     return None
-
-
-def needed_bytes(unflushed_bytes: int) -> int:
-    """What a flush will write, about."""
-    return ROWS_PER_LOGGED * unflushed_bytes

@@ -14,11 +14,10 @@ from typing import Any, Final
 
 from kvorum import API_VERSION
 from kvorum.pb.internal_pb2 import ClusterVersion, Publish
-from kvorum.wire.http1 import Http1Handler
 from kvorum.wire.limits import ServerLimits
 from kvorum.wire.server import Server
 from kvorum.wire.tls import server_context
-from node import event_loop
+from node import event_loop, malloc
 from node.child import ChildContext, Listener, Serves
 from node.frames import HEADER_BYTES, LEADERSHIP, Frame, Kind, Process
 from node.front import health, kv, lease, maintenance
@@ -119,20 +118,22 @@ class Front:
         self._servers: dict[tuple[Serves, bool], Server] = {}
         for listener in child.listeners:
             serves = listener.serves
-            http1: Http1Handler | None = None
+            http: MetricsHttp | ClientHttp | None = None
             if serves is Serves.METRICS:
-                http1 = MetricsHttp(self._pages)
+                http = MetricsHttp(self._pages)
             elif serves is not Serves.GRPC:
                 access = Access(cors=config.cors, hosts=config.host_whitelist, tls=listener.is_secure)
-                http1 = ClientHttp(access, self._pages, gateway)
+                http = ClientHttp(access, self._pages, gateway)
             has_grpc = serves in (Serves.ALL, Serves.GRPC)
             self._servers[serves, listener.is_secure] = Server(
                 unary=unary if has_grpc else {},
                 streams=streams if has_grpc else {},
                 limits=server_limits(child),
-                http1=http1,
+                http1=http,
+                http2=http if listener.is_secure else None,  # HT21
             )
         self._listeners: list[asyncio.Server] = []
+        self._caught_up = False
         self._serving = False
 
     # what arrives
@@ -149,7 +150,9 @@ class Front:
                 self.member.term, self.member.leader, _, _ = LEADERSHIP.unpack_from(frame.data, HEADER_BYTES)
             else:
                 assert kind == Kind.SERVING, f"a front got a control frame of kind {kind}"
-                self._on_serving()
+                self._caught_up = True
+        if self._caught_up and self.member.leader and not self._serving:
+            self._begin_serving()
         self._flush()
         return False
 
@@ -192,10 +195,11 @@ class Front:
 
     # starting and stopping
 
-    def _on_serving(self) -> None:
-        """Apply has caught up. The first front says who this member is; then all of them take connections."""
-        if self._serving:
-            return
+    def _begin_serving(self) -> None:
+        """Apply has caught up, and raft said who leads: two senders, in either order.
+
+        The first front says who this member is; then all of them take connections.
+        """
         self._serving = True
         if self._child.index == 0:
             config = self._child.config
@@ -337,6 +341,7 @@ def tls_context(child: ChildContext) -> ssl.SSLContext:
 
 def main(child: ChildContext) -> None:
     """Runs a front process until the supervisor says stop."""
+    malloc.keep_large_buffers()
     logger = Logger.open(child.config.log)
 
     def build(fail: event_loop.Fail) -> Front:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from node import malloc
 from node.child import ChildContext
 from node.frames import HEADER_BYTES, Frame, Kind, Process
 from node.front.state import answer
@@ -79,6 +80,7 @@ class Watch:
 
 def main(child: ChildContext) -> None:
     """Runs the watch process until the supervisor says stop."""
+    malloc.keep_large_buffers()
     fronts = [Process.FRONT + i for i in range(child.config.front_workers)]
     links = Links(child.run_dir, Process.WATCH, [Process.APPLY, *fronts])
     try:

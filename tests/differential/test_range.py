@@ -161,7 +161,11 @@ def fill(api: Side, count: int, size: int = 1) -> None:
         ({"sort_target": 9}, errors.INVALID_SORT_OPTION),
         ({"revision": 1 << 62}, errors.FUTURE_REV),
         ({"sort_order": DESCEND}, Status(Code.UNIMPLEMENTED, "RangeStream does not support custom sort orders")),
-        ({"sort_target": MOD}, Status(Code.UNIMPLEMENTED, "RangeStream does not support custom sort orders")),
+        # a target without an order is no custom order, as R14 shows
+        (
+            {"sort_target": MOD, "sort_order": ASCEND},
+            Status(Code.UNIMPLEMENTED, "RangeStream does not support custom sort orders"),
+        ),
         ({"min_mod_revision": 1}, Status(Code.UNIMPLEMENTED, "RangeStream does not support revision filters")),
         ({"max_create_revision": -1}, Status(Code.UNIMPLEMENTED, "RangeStream does not support revision filters")),
     ],

@@ -33,7 +33,6 @@ def watchers(replies: Sequence[WatchResponse], *, progress_is_a_promise: bool = 
     """
     found: list[Watcher] = []
     by_id: dict[int, Watcher] = {}
-    promised = 0
     promised_to: dict[int, int] = {}
     for reply in replies:
         header = reply.header
@@ -47,7 +46,8 @@ def watchers(replies: Sequence[WatchResponse], *, progress_is_a_promise: bool = 
                 promised_to[reply.watch_id] = 0
             continue
         if reply.watch_id == -1 and not reply.canceled and not reply.events:
-            promised = max(promised, header.revision)
+            # for the watchers there are: one created later may start anywhere
+            promised_to = {watch_id: max(known, header.revision) for watch_id, known in promised_to.items()}
             continue
         assert reply.watch_id in by_id, f"a reply for a watcher never created: {reply}"
         watcher = by_id[reply.watch_id]
@@ -64,7 +64,7 @@ def watchers(replies: Sequence[WatchResponse], *, progress_is_a_promise: bool = 
         assert revisions == sorted(revisions) and revisions[0] > watcher.revision, f"out of order: {reply}"
         assert header.revision >= revisions[-1], f"an event above its header: {reply}"
         if progress_is_a_promise:
-            assert revisions[0] > max(promised, promised_to[reply.watch_id]), f"an event after its progress: {reply}"
+            assert revisions[0] > promised_to[reply.watch_id], f"an event after its progress: {reply}"
         watcher.events.extend(reply.events)
     return found
 

@@ -196,7 +196,12 @@ class Database:
     @property
     def size_bytes(self) -> int:
         """Files and memtables together."""
-        return self._property("rocksdb.total-sst-files-size") + self._property("rocksdb.cur-size-all-mem-tables")
+        return self._property("rocksdb.total-sst-files-size") + self.unflushed_bytes
+
+    @property
+    def unflushed_bytes(self) -> int:
+        """What memory alone holds: about what the next flush writes."""
+        return self._property("rocksdb.cur-size-all-mem-tables")
 
     def _property(self, name: str) -> int:
         value = self._db.property_int_value(name)
