@@ -67,11 +67,15 @@ class Stopped(Exception):
     """The supervisor said stop before the database could be opened."""
 
 
+class CannotOpen(Exception):
+    """The database cannot be opened; the member must not start."""
+
+
 class Apply:
     """The shell around machine, reads and feed: links, database, time."""
 
     def __init__(self, child: ChildContext, links: Links, logger: Logger) -> None:
-        """Opens the database. Raises Stopped, and what the database raises, unless the disk is full: then it waits."""
+        """Opens the database. Raises Stopped, and CannotOpen unless the disk is full: then it waits."""
         config = self._config = child.config
         self._child = child
         self._links = links
@@ -140,12 +144,13 @@ class Apply:
         child = self._child
         identity = Identity(child.cluster_id, child.member_id, 0)
         with child.lifeline.long_operation("opening the database"):
+            path = self._config.db_path
             while True:
                 try:
-                    return Store.open(self._config.db_path, self._lessor, identity)
+                    return Store.open(path, self._lessor, identity)
                 except Exception as error:
                     if not is_no_space(error):
-                        raise
+                        raise CannotOpen(f"cannot open the database {path}: {error}") from error
                     self._logger.error("cannot open the database, trying again", error=str(error))
                 select.select([child.lifeline], [], [], RETRY_S)
                 if child.lifeline.stop_requested():
