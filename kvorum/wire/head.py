@@ -1,7 +1,7 @@
 """What a request's header block means to a gRPC server. One `Head` serves all requests with the same block."""
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from kvorum.errors import Code
 from kvorum.wire import grpc, hpack
@@ -24,6 +24,9 @@ _TRANSPORT: Final = frozenset(
     )
 )
 _BAD_VALUE: Final = (b"\0", b"\r", b"\n")
+NOT_GRPC: Final = 415
+"""The HTTP status for a content type that is not gRPC's."""
+
 _UPPER: Final = frozenset(range(0x41, 0x5B))
 
 
@@ -39,12 +42,22 @@ class Refusal:
         self.fields = fields
 
 
+class HttpRequest(NamedTuple):
+    """A request that is not gRPC, for the servers that serve such."""
+
+    method: bytes
+    target: bytes
+    fields: tuple[hpack.Field, ...]
+    """Without pseudo-header fields; `host` is there when the request has an authority."""
+
+
 class Head:
     """One decoded request header block."""
 
     __slots__ = (
         "authority",
         "gzip",
+        "http",
         "malformed",
         "metadata",
         "path",
@@ -69,6 +82,8 @@ class Head:
     trailers: bool
     """A valid block without pseudo-header fields: what may end a request stream."""
     refusal: Refusal | None
+    http: HttpRequest | None
+    """The request, where `refusal` is that its content type is not gRPC's."""
 
     def with_timeout(self, text: bytes) -> "Head":
         """The same request with this grpc-timeout."""
@@ -82,6 +97,9 @@ class Head:
         head.trailers = self.trailers
         head.refusal = self.refusal
         head.timeout_s = grpc.parse_timeout(text)
+        head.http = self.http
+        if self.http is not None:
+            head.http = self.http._replace(fields=(*self.http.fields, (b"grpc-timeout", text)))
         if head.timeout_s is None and head.refusal is None:
             head.refusal = _bad_timeout(text)
             head.route = None
@@ -114,7 +132,7 @@ def parse_request(fields: list[hpack.Field] | None, routes: Callable[[str], obje
     head = Head.__new__(Head)
     head.path = head.authority = ""
     head.metadata = grpc.NO_METADATA
-    head.timeout_s = head.route = head.refusal = None
+    head.timeout_s = head.route = head.refusal = head.http = None
     head.gzip = head.malformed = head.trailers = False
     if fields is None:
         head.refusal = Refusal(Code.RESOURCE_EXHAUSTED, "grpc: received header list larger than max")
@@ -141,6 +159,11 @@ def parse_request(fields: list[hpack.Field] | None, routes: Callable[[str], obje
     values = dict(regular)
     head.authority = pseudo.get(b":authority", values.get(b"host", b"")).decode("utf-8", "surrogateescape")
     head.refusal = _check_grpc(head, pseudo[b":method"], values)
+    if head.refusal is not None and head.refusal.http_status == NOT_GRPC:
+        authority = pseudo.get(b":authority")
+        if authority is not None and b"host" not in values:
+            regular.append((b"host", authority))
+        head.http = HttpRequest(pseudo[b":method"], path, tuple(regular))
     if head.refusal is None:
         try:
             head.metadata = grpc.decode_metadata([field for field in regular if field[0] not in _TRANSPORT])
@@ -160,7 +183,7 @@ def _check_grpc(head: Head, method: bytes, values: dict[bytes, bytes]) -> Refusa
     subtype = content_type[len(grpc.CONTENT_TYPE) :]
     if not content_type.lower().startswith(grpc.CONTENT_TYPE) or subtype[:1] not in (b"", b"+", b";"):
         shown = content_type.decode("utf-8", "backslashreplace")
-        return Refusal(Code.INVALID_ARGUMENT, f'invalid gRPC request content-type "{shown}"', 415)
+        return Refusal(Code.INVALID_ARGUMENT, f'invalid gRPC request content-type "{shown}"', NOT_GRPC)
     if method != b"POST":
         shown = method.decode("utf-8", "backslashreplace")
         text = f'Received a HEADERS frame with :method "{shown}" which should be POST'

@@ -10,6 +10,7 @@ from kvorum.wire.head import Head, Refusal
 from kvorum.wire.limits import ServerLimits
 
 if TYPE_CHECKING:
+    from kvorum.wire.http2 import Http2Handler
     from kvorum.wire.server_calls import ServerStream
     from kvorum.wire.server_connection import ServerConnection
 
@@ -99,10 +100,18 @@ class StreamRoute(Route):
 class ServerShared:
     """What all connections of a server have in common."""
 
-    __slots__ = ("deadlines", "limits", "routes", "services")
+    __slots__ = ("deadlines", "http", "limits", "routes", "services")
 
-    def __init__(self, unary: dict[str, UnaryHandler], streams: dict[str, StreamOpen], limits: ServerLimits) -> None:
+    def __init__(
+        self,
+        unary: dict[str, UnaryHandler],
+        streams: dict[str, StreamOpen],
+        limits: ServerLimits,
+        http: "Http2Handler | None" = None,
+    ) -> None:
         self.limits = limits
+        self.http = http
+        """Serves the requests that are not gRPC; None: they are refused."""
         self.deadlines = Deadlines()
         self.routes: dict[str, Route] = {path: UnaryRoute(path, handler) for path, handler in unary.items()}
         self.routes.update({path: StreamRoute(path, open_stream) for path, open_stream in streams.items()})

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from kvorum.wire import frames
 from kvorum.wire.http1 import Http1Connection, Http1Handler
+from kvorum.wire.http2 import Http2Handler
 from kvorum.wire.limits import ServerLimits
 from kvorum.wire.routes import Route, ServerShared, StreamOpen, UnaryHandler
 from kvorum.wire.server_connection import ServerConnection
@@ -35,11 +36,13 @@ class Server:
         streams: Mapping[str, StreamOpen],
         limits: ServerLimits | None = None,
         http1: Http1Handler | None = None,
+        http2: Http2Handler | None = None,
     ) -> None:
-        """Paths are `/package.Service/Method`. Without `http1` a connection that is not HTTP/2 is closed."""
+        """Paths are `/package.Service/Method`. Without `http1` a connection that is not HTTP/2 is closed; without
+        `http2` a request on HTTP/2 that is not gRPC is refused."""
         self.http1 = http1
         self.limits = limits if limits is not None else ServerLimits()
-        self._shared = ServerShared(dict(unary), dict(streams), self.limits)
+        self._shared = ServerShared(dict(unary), dict(streams), self.limits, http2)
         self._loop = asyncio.get_running_loop()
         self._dirty: list[GrpcProtocol] = []
         self._flush_scheduled = False

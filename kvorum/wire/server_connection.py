@@ -10,6 +10,7 @@ from kvorum.wire.connection import Connection, ConnectionFault
 from kvorum.wire.flow import Stream
 from kvorum.wire.frames import ErrorCode
 from kvorum.wire.head import Head, parse_request
+from kvorum.wire.http2 import Http2Exchange
 from kvorum.wire.routes import (
     CancelReason,
     Route,
@@ -147,7 +148,7 @@ class ServerConnection(Connection):
         self.end_stream(call, code, text, False)
         return True
 
-    # For streams and calls.
+    # For streams, calls and exchanges.
 
     def send_reply_headers(self, stream: Any) -> None:
         block = self._take_first_block() + (_REPLY_BLOCK_GZIP if stream.head.gzip else _REPLY_BLOCK)
@@ -155,6 +156,17 @@ class ServerConnection(Connection):
 
     def send_data(self, stream: Stream, data: bytes) -> None:
         self._send(stream, data)
+
+    def send_http_headers(self, exchange: Http2Exchange, block: bytes) -> None:
+        block = self._take_first_block() + block
+        self.out.append(frames.headers(exchange.id, block, end_stream=False, max_frame_size=self.peer_max_frame))
+        self._touch()
+
+    def send_tail(self, stream: Stream, tail: bytes) -> None:
+        self._send_tail(stream, tail)
+
+    def reset_http(self, exchange: Http2Exchange, code: ErrorCode) -> None:
+        self._reset(exchange, code)
 
     def throttle(self, stream: Stream) -> None:
         self._throttle(stream)
@@ -326,6 +338,15 @@ class ServerConnection(Connection):
         if len(self.streams) >= self.max_streams:
             self._reset_for_fault(stream_id, ErrorCode.REFUSED_STREAM)
             return
+        if head.http is not None and self.shared.http is not None:
+            if self.queued_bytes > self.limits.queued_bytes:
+                self._reset_for_fault(stream_id, ErrorCode.REFUSED_STREAM)
+                return
+            exchange = Http2Exchange(self, stream_id, head.http)
+            exchange.remote_closed = end_stream
+            self.streams[stream_id] = exchange
+            self.shared.http.handle(exchange)
+            return
         refusal = head.refusal
         assert refusal is not None
         block = self._take_first_block() + hpack.encode_stateless(
@@ -369,8 +390,11 @@ class ServerConnection(Connection):
         stream.on_gone(self, CancelReason.LOST)
 
     def _on_writable(self, stream: Any) -> None:
-        if isinstance(stream, ServerStream) and stream.handler is not None:
-            stream.handler.on_writable()
+        if isinstance(stream, ServerStream):
+            if stream.handler is not None:
+                stream.handler.on_writable()
+        elif isinstance(stream, Http2Exchange) and stream.on_writable is not None:
+            stream.on_writable()
 
     def _local_end(self, stream: Any) -> None:
         # The client may still be sending: it learns that nobody reads (RFC 9113, section 8.1).

@@ -6,7 +6,9 @@ import contextlib
 import gzip
 import http.client
 import json
+import shutil
 import socket
+import subprocess
 import threading
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, Event, Ping, Pong, Request, TextMessage
 
 from kvorum import API_VERSION
-from loadtest.launcher import Server
+from loadtest.launcher import Port, Server
 from tests.servers import start_kvorum
 
 WAIT_S = 20.0
@@ -35,6 +37,18 @@ def client(server: Server) -> Iterator[http.client.HTTPConnection]:
     connection = http.client.HTTPConnection(server.address, timeout=WAIT_S)
     yield connection
     connection.close()
+
+
+@pytest.fixture(scope="module")
+def secure() -> Iterator[str]:
+    """The URL of a member that speaks TLS."""
+    port = Port()
+    try:
+        url = f"https://127.0.0.1:{port.number}"
+        with start_kvorum({"listen-client-urls": url, "advertise-client-urls": url, "auto-tls": "true"}):
+            yield url
+    finally:
+        port.release()
 
 
 class Reply:
@@ -336,3 +350,26 @@ def test_the_end_of_a_member_closes_sockets_and_answers_scrapes() -> None:
             while data := scraper.recv(65_536):
                 page += data
             assert page == b"" or b"etcd_server_has_leader" in page
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
+@pytest.mark.parametrize("version", ["--http2", "--http1.1"])
+def test_ht21_with_tls_both_versions_of_http_serve_pages_and_json(secure: str, version: str) -> None:
+    def curl(path: str, *options: str) -> tuple[str, bytes]:
+        command = ["curl", "-sk", "-m", "20", version, "-w", "\n%{http_version} %{http_code}", *options, secure + path]
+        body, _, status = subprocess.run(command, capture_output=True, check=True).stdout.rpartition(b"\n")
+        return status.decode(), body
+
+    number = version.removeprefix("--http").removesuffix(".0")
+    assert curl("/health") == (f"{number} 200", b'{"health":"true","reason":""}')
+    assert curl("/nowhere") == (f"{number} 404", b"404 page not found\n")
+    status, _ = curl("/v3/kv/put", "-d", json.dumps({"key": b64("k"), "value": b64("x" * 60_000)}))
+    assert status == f"{number} 200"
+    status, body = curl("/v3/kv/range", "-d", json.dumps({"key": b64("k")}))
+    assert status == f"{number} 200"
+    assert json.loads(body)["count"] == "1"
+    status, body = curl("/metrics", "--compressed")
+    assert status == f"{number} 200" and b"etcd_server_has_leader 1" in body
+    lease = json.loads(curl("/v3/lease/grant", "-d", '{"TTL":100}')[1])["ID"]
+    status, body = curl("/v3/lease/keepalive", "-d", json.dumps({"ID": lease}))
+    assert json.loads(body)["result"]["TTL"] == "100"
