@@ -20,8 +20,8 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, Event, Ping, Pong, Request, TextMessage
 
 from kvorum import API_VERSION
-from loadtest.launcher import Port, Server
-from tests.servers import start_kvorum
+from loadtest.launcher import Kind, Port, Server
+from tests.servers import start_kvorum, start_reference
 
 WAIT_S = 20.0
 
@@ -29,6 +29,12 @@ WAIT_S = 20.0
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     with start_kvorum() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def reference() -> Iterator[Server]:
+    with start_reference() as running:
         yield running
 
 
@@ -300,9 +306,14 @@ class Socket:
         self._connection.close()
 
 
-def test_j27_watch_by_websocket(client: http.client.HTTPConnection, server: Server) -> None:
-    before = metrics(client)[sample("etcd_debugging_mvcc_watch_stream_total")]
-    with contextlib.closing(Socket(server, "/v3/watch")) as watch:
+@pytest.mark.parametrize("kind", [Kind.KVORUM, Kind.REFERENCE])
+def test_j27_watch_by_websocket(kind: Kind, request: pytest.FixtureRequest) -> None:
+    """The same conversation with either server."""
+    server: Server = request.getfixturevalue("server" if kind is Kind.KVORUM else "reference")
+    with (
+        contextlib.closing(http.client.HTTPConnection(server.address, timeout=WAIT_S)) as client,
+        contextlib.closing(Socket(server, "/v3/watch")) as watch,
+    ):
         watch.say({"create_request": {"key": b64("socket"), "watch_id": 5}})
         assert watch.result()["created"] is True
         watch.say({"create_request": {"key": b64("other"), "watch_id": 6}})
@@ -317,6 +328,16 @@ def test_j27_watch_by_websocket(client: http.client.HTTPConnection, server: Serv
         watch.send(CloseConnection(code=1000))
         assert isinstance(watch.next(), CloseConnection)
         assert watch.at_end()
+
+
+def test_j27_a_closed_websocket_closes_its_stream(client: http.client.HTTPConnection, server: Server) -> None:
+    before = metrics(client)[sample("etcd_debugging_mvcc_watch_stream_total")]
+    with contextlib.closing(Socket(server, "/v3/watch")) as watch:
+        watch.say({"create_request": {"key": b64("socket")}})
+        assert watch.result()["created"] is True
+        assert metrics(client)[sample("etcd_debugging_mvcc_watch_stream_total")] == before + 1
+        watch.send(CloseConnection(code=1000))
+        assert isinstance(watch.next(), CloseConnection)
     assert metrics(client)[sample("etcd_debugging_mvcc_watch_stream_total")] == before
 
 
