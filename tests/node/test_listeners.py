@@ -58,6 +58,7 @@ def test_the_unspecified_ipv6_address_takes_ipv4_too(port: int) -> None:
 def test_a_port_in_use(port: int) -> None:
     """S37; what was bound before is closed again."""
     with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # an earlier test may have used the port
         other.bind(("127.0.0.1", port))
         other.listen()
         before = len(list(Path("/proc/self/fd").iterdir()))

@@ -75,6 +75,7 @@ def test_a_port_in_use(tmp_path: Path) -> None:
     port = Port()
     try:
         with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # an earlier test may have used the port
             other.bind(("127.0.0.1", port.number))
             other.listen()
             url = f"http://127.0.0.1:{port.number}"
