@@ -27,10 +27,11 @@ SEED = int(os.environ.get("KVORUM_CRASH_SEED", random.SystemRandom().randrange(1
 RECOVERY_S = 30.0
 
 
-@pytest.fixture(params=list(Kind), ids=lambda kind: kind.value)
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """Both kinds: the reference, which has one process, shows that the check itself is right."""
-    with start(request.param) as server:
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """kvorum alone. The reference, in its place by KVORUM_SUBJECT, passes most short runs; in 25 rounds it has lost 126
+    acknowledged writes: releases 3.5.0 to 3.5.2 could apply an entry without its index when killed under load."""
+    with start(Kind.KVORUM) as server:
         yield server
 
 
