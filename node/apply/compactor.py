@@ -48,6 +48,7 @@ class Compactor:
         self._sleep_interval_s = sleep_interval_s
         self._most_rows = self._rows = min(batch_limit, MOST_ROWS)
         self._waiting: deque[tuple[int, int, int, bytes]] = deque()
+        self._began_at: float | None = None  # of the compaction under way
         self._next_at = 0.0
 
     @property
@@ -65,6 +66,8 @@ class Compactor:
         started = self._now()
         if compaction.idle or started < self._next_at:
             return
+        if self._began_at is None:
+            self._began_at = started
         rows = self._rows
         finished_before = compaction.finished_revision
         try:
@@ -81,7 +84,8 @@ class Compactor:
         self._next_at = ended + self._sleep_interval_s * rows / self._batch_limit
         self._rows = max(1, rows // 2) if took_s > SLOW_S else min(self._most_rows, rows * 2)
         if compaction.finished_revision != finished_before:
-            self._figures.on_compacted()
+            self._figures.on_compacted(ended - self._began_at)
+            self._began_at = None if compaction.idle else ended
             self._logger.info("finished scheduled compaction", compact_revision=compaction.finished_revision)
             while self._waiting and self._waiting[0][0] <= compaction.finished_revision:
                 _, front, sequence, reply = self._waiting.popleft()

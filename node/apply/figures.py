@@ -20,12 +20,14 @@ class ApplyFigures:
         self.read_txns = 0
         self.slow_applies = 0
         self.expired_leases = 0
+        self.renewed_leases = 0
         self.put_bytes = 0
         self.defrag_inflight = 0
         self.compacted_at = 0.0
         self.commit_s: Histogram = histogram("etcd_disk_backend_commit_duration_seconds")
         self.defrag_s: Histogram = histogram("etcd_disk_backend_defrag_duration_seconds")
         self.compaction_slice_ms: Histogram = histogram("etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds")
+        self.compaction_ms: Histogram = histogram("etcd_debugging_mvcc_db_compaction_total_duration_milliseconds")
         self.hash_s: Histogram = histogram("etcd_mvcc_hash_duration_seconds")
         self.hash_rev_s: Histogram = histogram("etcd_mvcc_hash_rev_duration_seconds")
 
@@ -43,9 +45,10 @@ class ApplyFigures:
         self.deletes += deletes
         self.put_bytes += size
 
-    def on_compacted(self) -> None:
+    def on_compacted(self, took_s: float) -> None:
         """A compaction has ended."""
         self.compacted_at = time.time()
+        self.compaction_ms.observe(took_s * 1000)
 
     def snapshot(self, store: Store, machine: Machine, quota: int | None) -> Figures:
         """All series of the apply process."""
@@ -72,7 +75,10 @@ class ApplyFigures:
             "etcd_debugging_mvcc_compact_revision": store.compacted_revision,
             "etcd_debugging_mvcc_db_compaction_last": self.compacted_at,
             "etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds": self.compaction_slice_ms.snapshot(),
+            "etcd_debugging_mvcc_db_compaction_total_duration_milliseconds": self.compaction_ms.snapshot(),
             "etcd_debugging_lease_granted_total": machine.granted,
+            "etcd_debugging_lease_renewed_total": self.renewed_leases,
+            "etcd_debugging_lease_ttl_total": machine.granted_ttl_s.snapshot(),
             "etcd_debugging_lease_revoked_total": machine.revoked,
             "etcd_debugging_server_lease_expired_total": self.expired_leases,
         }

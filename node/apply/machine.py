@@ -30,6 +30,7 @@ from node.check import has_put
 from node.frames import HEADER_BYTES
 from node.raft.solo import ENTRY_HEADER, EntryType
 from node.requests import RECORD, REPLY, Batch, Op, batches
+from node.stats import Histogram, histogram
 
 NOSPACE_REFUSES: Final = frozenset({Op.PUT, Op.LEASE_GRANT})
 """What NOSPACE forbids besides a transaction that may put (MA13)."""
@@ -84,6 +85,7 @@ class Machine:
         self.requests = 0
         """Requests executed since the process began."""
         self.granted = 0
+        self.granted_ttl_s: Histogram = histogram("etcd_debugging_lease_ttl_total")
         self.revoked = 0
         """Leases, in the same time."""
         self.txns = 0
@@ -221,6 +223,7 @@ class Machine:
         request = LeaseGrantRequest.FromString(body)
         self.lessor.grant(request.ID, request.TTL)
         self.granted += 1
+        self.granted_ttl_s.observe(request.TTL)
         return self.store.header() + LeaseGrantResponse(ID=request.ID, TTL=request.TTL).SerializeToString()
 
     def _lease_revoke(self, body: bytes) -> bytes:

@@ -203,6 +203,7 @@ class Apply:
         if not self._serving and self._machine.applied_term >= self._term > 0:
             self._begin_serving(now)
         self._more_reads = self._reads.answer()
+        self._outbox.flush()
         now = time.monotonic()
         if not self._more_reads or now - self._all_read_at > LONGEST_KEEP_ALIVE_WAIT_S:
             self._all_read_at = now

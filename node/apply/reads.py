@@ -321,6 +321,7 @@ class Reads:
             self._outbox.fail(front, sequence, *error.status)
             return
         if ttl_s != WAIT:
+            self._figures.renewed_leases += ttl_s > 0
             reply = header + LeaseKeepAliveResponse(ID=lease_id, TTL=ttl_s).SerializeToString()
             self._outbox.reply(front, sequence, reply)
         elif now < until:
