@@ -171,7 +171,7 @@ class Reads:
                 if op == Op.RANGE:
                     ranges += 1
                     read = begin_range(body)
-                    if isinstance(read, Reading):
+                    if type(read) is not bytes:  # isinstance asks the abstract class first: 0.2 us
                         # Begun once more when its turn comes: until then this view would grow old.
                         self._later(front, sequence, op, partial(begin_range, body))
                         continue

@@ -15,6 +15,7 @@ from kvorum.pb.rpc_pb2 import (
     LeaseRevokeRequest,
     PutRequest,
 )
+from loadtest.launcher import wait_until
 from node.apply import process, space
 from node.apply.compactor import MOST_ROWS, RETRY_S, Compactor
 from node.apply.figures import ApplyFigures
@@ -22,8 +23,10 @@ from node.apply.flusher import FLUSH_REQUESTS, Flusher
 from node.apply.mvcc.database import Cursor, Database
 from node.apply.outbox import Outbox
 from node.apply.process import Apply, split_replies
+from node.apply.progress import Progress
 from node.child import Role
 from node.frames import APPLIED, FLUSHED, HEADER_BYTES, LEADERSHIP, Frame, Kind, Process, pack, unpack
+from node.lifeline import Lifeline
 from node.link_zmq import Arrivals, Links
 from node.requests import RECORD, REPLY, Op, batches
 from tests.apply.entries import MEMBER, Entry, batch, founding, frame, normal
@@ -504,3 +507,25 @@ def test_the_index_that_is_durable_is_told_to_raft(apply: ApplyUnderTest, monkey
         apply.turn()
         frames = apply.links.take(Process.RAFT, Kind.FLUSHED)
     assert FLUSHED.unpack_from(frames[0], HEADER_BYTES) == (3,)
+
+
+# one long request
+
+
+class FakeLifeline:
+    def __init__(self) -> None:
+        self.beats = 0
+
+    def beat(self, _now_s: float) -> None:
+        self.beats += 1
+
+
+def test_work_that_takes_long_is_no_silence_and_idleness_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.apply.progress.INTERVAL_S", 0.001)
+    lifeline = FakeLifeline()
+    progress = Progress(cast(Lifeline, lifeline))
+    with progress:
+        wait_until(lambda: lifeline.beats > 2, "beats")
+    before = lifeline.beats
+    progress.close()
+    assert lifeline.beats == before, "the loop beats for itself between two works"
