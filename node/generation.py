@@ -16,6 +16,9 @@ UNREADY_MAX: Final = 3
 BACK_OFF_S: Final = (0.0, 0.1, 0.2, 0.4, 0.8, 1.0)
 """Waits before the next generation, after the first, second, … that did not live long."""
 
+READY_BACK_OFF_S: Final = 0.2
+"""The longest wait after a generation that had served: clients are waiting for the next."""
+
 LIVED_LONG_S: Final = 10.0
 
 FIRST_WORD_LIMIT_S: Final = 10.0
@@ -116,4 +119,5 @@ class Restarts:
         if self._unready == UNREADY_MAX:
             return None
         self._short_lived = 0 if lived_s >= LIVED_LONG_S else self._short_lived + 1
-        return BACK_OFF_S[min(max(self._short_lived - 1, 0), len(BACK_OFF_S) - 1)]
+        wait_s = BACK_OFF_S[min(max(self._short_lived - 1, 0), len(BACK_OFF_S) - 1)]
+        return min(wait_s, READY_BACK_OFF_S) if was_ready else wait_s

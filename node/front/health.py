@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from kvorum import errors
 from kvorum.errors import Code
 from kvorum.pb.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from node.front.calls import Sink, unmarshal_error
-from node.front.member import Head, UnaryHandler
+from node.front.member import Head, Member, UnaryHandler
 
 SERVING = HealthCheckResponse(status=HealthCheckResponse.SERVING).SerializeToString()
 SERVICE_UNKNOWN = HealthCheckResponse(status=HealthCheckResponse.SERVICE_UNKNOWN).SerializeToString()
@@ -38,9 +40,11 @@ def unary() -> dict[str, UnaryHandler]:
 class HealthWatch:
     """One Watch call: says the state at once, and would say each change; a member that serves has none."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, member: Member, stream: Any) -> None:
+        self._member = member
         self._stream = stream
         self._asked = False
+        member.streams[self] = None
 
     def on_message(self, message: bytes) -> None:
         if self._asked:
@@ -49,21 +53,29 @@ class HealthWatch:
         try:
             request = HealthCheckRequest.FromString(message)
         except DecodeError as error:
-            self._stream.end(*unmarshal_error(error))
+            self._end(*unmarshal_error(error))
             return
         self._stream.send(SERVICE_UNKNOWN if request.service else SERVING)
 
     def on_half_close(self) -> None:
         if not self._asked:
-            self._stream.end(Code.INTERNAL, "cardinality violation: expected one request message")
+            self._end(Code.INTERNAL, "cardinality violation: expected one request message")
 
     def on_cancel(self, _reason: object) -> None:
-        pass
+        self._member.streams.pop(self, None)
+
+    def stop(self) -> None:
+        """See Stoppable."""
+        self._end(*errors.STOPPED)
+
+    def _end(self, code: int, text: str) -> None:
+        self._member.streams.pop(self, None)
+        self._stream.end(code, text)
 
     def on_writable(self) -> None:
         pass
 
 
-def watch(stream: Any, _head: Head) -> HealthWatch:
+def watch(member: Member) -> Callable[[Any, Head], HealthWatch]:
     """Opens Watch calls."""
-    return HealthWatch(stream)
+    return lambda stream, _head: HealthWatch(member, stream)

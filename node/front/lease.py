@@ -82,6 +82,7 @@ class KeepAliveStream:
         self._answers: deque[bytes | None] = deque()
         self._half_closed = False
         self._ended = False
+        member.streams[self] = None
 
     def on_message(self, message: bytes) -> None:
         if self._ended:
@@ -105,6 +106,11 @@ class KeepAliveStream:
 
     def on_cancel(self, _reason: object) -> None:
         self._ended = True
+        self._member.streams.pop(self, None)
+
+    def stop(self) -> None:
+        """See Stoppable."""
+        self._end(*errors.STOPPED)
 
     def on_writable(self) -> None:
         self._send()
@@ -134,6 +140,7 @@ class KeepAliveStream:
     def _end(self, code: int, text: str) -> None:
         if not self._ended:
             self._ended = True
+            self._member.streams.pop(self, None)
             self._stream.end(code, text)
 
 
@@ -142,7 +149,8 @@ def keep_alive(member: Member) -> Callable[[Any, Head], KeepAliveStream]:
 
     def open_(stream: Any, head: Head) -> KeepAliveStream:
         handler = KeepAliveStream(member, stream)
-        admitted(member, stream, head)
+        if not admitted(member, stream, head):
+            handler.on_cancel(None)
         return handler
 
     return open_

@@ -32,6 +32,13 @@ class Limits:
     request_timeout_s: float
 
 
+class Stoppable(Protocol):
+    """A stream that has no end of its own."""
+
+    def stop(self) -> None:
+        """The member stops: ends the stream with `etcdserver: server stopped` (P16)."""
+
+
 @dataclass(slots=True)
 class Member:
     """Shared by all services of a front. `leader` is 0 while the member knows none."""
@@ -43,6 +50,8 @@ class Member:
     term: int = 0
     leader: int = 0
     cluster_version: str = ""
+    streams: dict[Stoppable, None] = field(default_factory=dict)
+    """Open streams that a stopping member ends at once (watches are kept by their own service)."""
     requests_by_version: dict[tuple[str, str], int] = field(default_factory=dict)
     """Counts for etcd_server_client_requests_total: (client API version, kind of call) -> calls."""
 

@@ -44,7 +44,7 @@ GRPC_OVERHEAD_BYTES: Final = 512 * 1024
 BACKLOG: Final = 4096
 
 DRAIN_S: Final = 5.0
-"""How long running calls are awaited at a stop; open watches use it up."""
+"""How long running calls are awaited at a stop."""
 
 
 class Front:
@@ -100,7 +100,7 @@ class Front:
             "/etcdserverpb.Watch/Watch": self.watches.open,
             "/etcdserverpb.KV/RangeStream": kv.range_stream(member),
             "/etcdserverpb.Lease/LeaseKeepAlive": lease.keep_alive(member),
-            health.WATCH: health.watch,
+            health.WATCH: health.watch(member),
         }
         self._view = MemberPages(child, member, self.states)
         self._side_thread = SideThread(loop)
@@ -254,16 +254,23 @@ class Front:
         self._child.lifeline.ready()
 
     async def stop(self) -> None:
-        """No new connections; running calls are awaited, then cut."""
+        """No new connections; streams, which have no end of their own, end at once; other calls are awaited, then cut.
+
+        A client whose watch ends with Unavailable opens it again at another member, or here after the restart, and
+        resumes; waiting for it to leave by itself would only make every stop slow.
+        """
         for listener in self._listeners:
             listener.close()
+        self.watches.end_all()
+        for stream in list(self.member.streams):
+            stream.stop()
+        self._flush()
         self._loop.call_later(DRAIN_S * 0.9, self._give_up)
         await asyncio.gather(*(server.shutdown(DRAIN_S) for server in self._servers.values()))
         self._side_thread.close()
 
     def _give_up(self) -> None:
         self.calls.fail_all()
-        self.watches.end_all()
         self._flush()
 
     def _state(self) -> dict[str, Any]:
