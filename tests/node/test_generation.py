@@ -2,7 +2,7 @@
 
 import pytest
 
-from node.generation import READY_BACK_OFF_S,
+X
     UNREADY_MAX, Generation, Restarts, State
 from node.lifeline import Word
 
