@@ -2,8 +2,7 @@
 
 import pytest
 
-X
-    UNREADY_MAX, Generation, Restarts, State
+from node.generation import READY_BACK_OFF_S, UNREADY_MAX, Generation, Restarts, State
 from node.lifeline import Word
 
 NAMES = ("apply", "raft", "watch", "front0")
