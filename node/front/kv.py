@@ -83,31 +83,23 @@ def unary(member: Member) -> dict[str, UnaryHandler]:
         # apply parses and checks it: a read needs no second look here
         calls.read(sink, token, Op.RANGE, message)
 
-    def put(sink: Sink, token: int, _head: Head, message: bytes) -> None:
-        try:
-            check.check_put(PutRequest.FromString(message))
-        except DecodeError as error:
-            sink.fail(token, *unmarshal_error(error))
-        except ApiError as error:
-            sink.fail(token, *error.status)
-        else:
-            if too_large(limits, message):
-                sink.fail(token, *errors.REQUEST_TOO_LARGE)
-            else:
-                calls.propose(sink, token, Op.PUT, message)
+    def logged(message_type: Any, check_fields: Callable[[Any], None], op: Op) -> UnaryHandler:
+        """A method whose checked request is logged as it came."""
 
-    def delete_range(sink: Sink, token: int, _head: Head, message: bytes) -> None:
-        try:
-            check.check_delete_range(DeleteRangeRequest.FromString(message))
-        except DecodeError as error:
-            sink.fail(token, *unmarshal_error(error))
-        except ApiError as error:
-            sink.fail(token, *error.status)
-        else:
-            if too_large(limits, message):
-                sink.fail(token, *errors.REQUEST_TOO_LARGE)
+        def handle(sink: Sink, token: int, _head: Head, message: bytes) -> None:
+            try:
+                check_fields(message_type.FromString(message))
+            except DecodeError as error:
+                sink.fail(token, *unmarshal_error(error))
+            except ApiError as error:
+                sink.fail(token, *error.status)
             else:
-                calls.propose(sink, token, Op.DELETE_RANGE, message)
+                if too_large(limits, message):
+                    sink.fail(token, *errors.REQUEST_TOO_LARGE)
+                else:
+                    calls.propose(sink, token, op, message)
+
+        return handle
 
     def txn(sink: Sink, token: int, _head: Head, message: bytes) -> None:
         try:
@@ -125,14 +117,13 @@ def unary(member: Member) -> dict[str, UnaryHandler]:
             else:
                 calls.propose(sink, token, Op.TXN, message)
 
-    def compact(sink: Sink, token: int, _head: Head, message: bytes) -> None:
-        status = parse_error(CompactionRequest, message)
-        if status is not None:
-            sink.fail(token, *status)
-        else:
-            calls.propose(sink, token, Op.COMPACT, message)
-
-    methods = {"Range": range_, "Put": put, "DeleteRange": delete_range, "Txn": txn, "Compact": compact}
+    methods = {
+        "Range": range_,
+        "Put": logged(PutRequest, check.check_put, Op.PUT),
+        "DeleteRange": logged(DeleteRangeRequest, check.check_delete_range, Op.DELETE_RANGE),
+        "Txn": txn,
+        "Compact": logged(CompactionRequest, lambda _: None, Op.COMPACT),
+    }
     return {f"/etcdserverpb.KV/{name}": guarded(member, handler) for name, handler in methods.items()}
 
 

@@ -1,0 +1,247 @@
+"""The services in front of raft and apply: what they refuse, what they choose, and the order of keep-alives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from kvorum import errors
+from kvorum.errors import Code
+from kvorum.pb.rpc_pb2 import (
+    CompactionRequest,
+    LeaseGrantRequest,
+    LeaseKeepAliveRequest,
+    MemberRemoveRequest,
+    MoveLeaderRequest,
+    PutRequest,
+)
+from node.front import health, kv, lease, maintenance
+from node.front.calls import Calls
+from node.front.lease import MAX_PENDING_KEEP_ALIVES, KeepAliveStream
+from node.front.member import MAX_CLIENT_VERSIONS, Limits, Member, UnaryHandler
+from node.front.state import StateAsks
+from node.requests import RECORD, Op, batches
+
+MEMBER, CLUSTER = 0x8E9E05C52164694D, 0xCDF818194E3A8C32
+
+
+class Head:
+    def __init__(self, metadata: Mapping[str, tuple[str | bytes, ...]] | None = None) -> None:
+        self.metadata = metadata or {}
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.said: list[tuple[object, ...]] = []
+
+    def reply(self, token: int, message: bytes) -> None:
+        self.said.append(("reply", token, message))
+
+    def fail(self, token: int, code: int, text: str) -> None:
+        self.said.append((code, text))
+
+
+class Stream:
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.ended: tuple[int, str] | None = None
+        self.writable = True
+        self.reading = True
+
+    def send(self, message: bytes) -> None:
+        self.sent.append(message)
+
+    def end(self, code: int, text: str) -> None:
+        assert self.ended is None
+        self.ended = (code, text)
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+
+class Front:
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        calls = Calls(
+            origin=16,
+            member=MEMBER,
+            incarnation=1,
+            send=lambda _process, _kind, payload: self.sent.append(payload),
+            call_soon=lambda callback: callback(),
+            now=lambda: 0.0,
+            timeout_s=7.0,
+        )
+        self.member = Member(MEMBER, CLUSTER, Limits(1_572_864, 128, 2, 7.0), calls, term=2, leader=MEMBER)
+        self.sink = Sink()
+        states = StateAsks(lambda *_: None, lambda *_: None)
+        self.unary: dict[str, UnaryHandler] = {
+            **kv.unary(self.member),
+            **lease.unary(self.member, iter((0, 0, 77)).__next__),
+            **maintenance.unary(self.member, states),
+            **health.unary(),
+        }
+
+    def call(self, path: str, message: bytes, head: Head | None = None) -> list[tuple[object, ...]]:
+        self.unary[path](self.sink, 5, head or Head(), message)
+        said, self.sink.said = self.sink.said, []
+        return said
+
+    def last(self) -> tuple[int, bytes]:
+        """Op and body of the one request that was sent last."""
+        payload = self.sent[-1]
+        (batch,) = batches(payload)
+        length, op, _, _ = RECORD.unpack_from(payload, batch.records_at)
+        body_at = batch.records_at + RECORD.size
+        return op, payload[body_at : body_at + length]
+
+
+def test_g8_what_is_no_protobuf_is_refused_and_nothing_is_sent() -> None:
+    front = Front()
+    for name in ("KV/Put", "KV/DeleteRange", "KV/Txn", "KV/Compact", "Lease/LeaseGrant", "Maintenance/Alarm"):
+        ((code, text),) = front.call(f"/etcdserverpb.{name}", b"\xff\xff")
+        assert code == Code.INTERNAL and str(text).startswith("grpc: error unmarshalling request: ")
+    assert front.sent == []
+
+
+@pytest.mark.parametrize(("size", "passes"), [(1_572_834, True), (1_572_837, True), (1_572_838, False)])
+def test_p3_the_limit_holds_for_the_logged_request(size: int, passes: bool) -> None:
+    front = Front()
+    body = PutRequest(key=b"key", value=bytes(size)).SerializeToString()
+    said = front.call("/etcdserverpb.KV/Put", body)
+    assert said == ([] if passes else [tuple(errors.REQUEST_TOO_LARGE)])
+    assert len(front.sent) == passes
+
+
+def test_a_request_is_logged_as_the_bytes_that_came() -> None:
+    front = Front()
+    body = CompactionRequest(revision=7).SerializeToString() + b"\xf8\x07\x01"  # with a field of a later version
+    assert front.call("/etcdserverpb.KV/Compact", body) == []
+    assert front.last() == (Op.COMPACT, body)
+
+
+def test_g5_a_client_version_that_is_no_utf_8_is_refused() -> None:
+    front = Front()
+    body = PutRequest(key=b"k").SerializeToString()
+    refused = front.call("/etcdserverpb.KV/Put", body, Head({"client-api-version": ("\udcff",)}))
+    assert refused == [tuple(errors.INVALID_CLIENT_API_VERSION)]
+    front.call("/etcdserverpb.KV/Put", body, Head({"client-api-version": ("3.5.1",)}))
+    front.call("/etcdserverpb.KV/Put", body)
+    assert front.member.requests_by_version == {("3.5.1", "unary"): 1, ("unknown", "unary"): 1}
+
+
+def test_clients_cannot_make_labels_without_end() -> None:
+    front = Front()
+    body = PutRequest(key=b"k").SerializeToString()
+    for number in range(MAX_CLIENT_VERSIONS + 50):
+        front.call("/etcdserverpb.KV/Put", body, Head({"client-api-version": (str(number),)}))
+    counts = front.member.requests_by_version
+    assert len(counts) == MAX_CLIENT_VERSIONS + 1
+    assert counts["other", "unary"] == 50
+
+
+@pytest.mark.parametrize(("value", "refused"), [("true", True), ("True", False), ("1", False)])
+def test_wp10_wp13_hasleader_without_a_leader(value: str, refused: bool) -> None:
+    front = Front()
+    front.member.leader = 0
+    said = front.call("/etcdserverpb.KV/Put", PutRequest(key=b"k").SerializeToString(), Head({"hasleader": (value,)}))
+    assert said == ([tuple(errors.NO_LEADER)] if refused else [])
+
+
+@pytest.mark.parametrize(
+    ("asked", "granted"), [(0, 2), (-5, 2), (1, 2), (2, 2), (60, 60), (9_000_000_000, 9_000_000_000)]
+)
+def test_l1_l3_the_front_chooses_the_id_and_raises_the_ttl(asked: int, granted: int) -> None:
+    front = Front()
+    front.call("/etcdserverpb.Lease/LeaseGrant", LeaseGrantRequest(TTL=asked).SerializeToString())
+    op, body = front.last()
+    assert op == Op.LEASE_GRANT
+    assert LeaseGrantRequest.FromString(body) == LeaseGrantRequest(ID=77, TTL=granted)
+
+
+def test_l2_a_ttl_beyond_the_largest_is_refused() -> None:
+    front = Front()
+    said = front.call("/etcdserverpb.Lease/LeaseGrant", LeaseGrantRequest(TTL=9_000_000_001).SerializeToString())
+    assert said == [tuple(errors.LEASE_TTL_TOO_LARGE)]
+
+
+@pytest.mark.parametrize(
+    ("target", "said"), [(MEMBER, [("reply", 5, b"")]), (1, [tuple(errors.BAD_LEADER_TRANSFEREE)])]
+)
+def test_ma24_the_leader_may_move_to_itself_alone(target: int, said: list[tuple[object, ...]]) -> None:
+    message = MoveLeaderRequest(targetID=target).SerializeToString()
+    assert Front().call("/etcdserverpb.Maintenance/MoveLeader", message) == said
+
+
+@pytest.mark.parametrize(
+    ("named", "status"), [(MEMBER, errors.MEMBER_NOT_ENOUGH_STARTED), (1, errors.MEMBER_NOT_FOUND)]
+)
+def test_m15_m16_a_cluster_of_one_refuses_every_removal(named: int, status: errors.Status) -> None:
+    message = MemberRemoveRequest(ID=named).SerializeToString()
+    assert Front().call("/etcdserverpb.Cluster/MemberRemove", message) == [tuple(status)]
+
+
+def keep_alive(front: Front) -> tuple[KeepAliveStream, Stream]:
+    stream = Stream()
+    return KeepAliveStream(front.member, stream), stream
+
+
+PING = LeaseKeepAliveRequest(ID=7).SerializeToString()
+
+
+def test_l7_l9_answers_keep_the_order_of_the_requests() -> None:
+    handler, stream = keep_alive(Front())
+    for _ in range(3):
+        handler.on_message(PING)
+    handler.reply(2, b"third")
+    handler.reply(1, b"second")
+    assert stream.sent == []
+    handler.reply(0, b"first")
+    assert stream.sent == [b"first", b"second", b"third"]
+
+
+def test_l10_a_half_closed_stream_ends_ok_after_its_last_answer() -> None:
+    handler, stream = keep_alive(Front())
+    handler.on_message(PING)
+    handler.on_half_close()
+    assert not stream.ended
+    handler.reply(0, b"answer")
+    assert stream.sent == [b"answer"]
+    assert stream.ended == (0, "")
+
+
+def test_a_stream_with_many_unanswered_keep_alives_is_not_read() -> None:
+    handler, stream = keep_alive(Front())
+    for _ in range(MAX_PENDING_KEEP_ALIVES):
+        handler.on_message(PING)
+    assert not stream.reading
+    handler.reply(0, b"answer")
+    assert stream.reading
+
+
+def test_a_slow_client_gets_its_answers_when_it_reads() -> None:
+    handler, stream = keep_alive(Front())
+    stream.writable = False
+    handler.on_message(PING)
+    handler.reply(0, b"answer")
+    assert stream.sent == []
+    stream.writable = True
+    handler.on_writable()
+    assert stream.sent == [b"answer"]
+
+
+def test_p16_a_stopping_member_ends_its_streams_once() -> None:
+    front = Front()
+    handler, stream = keep_alive(front)
+    watching = Stream()
+    health.HealthWatch(front.member, watching)
+    for open_stream in list(front.member.streams):
+        open_stream.stop()
+    assert stream.ended == watching.ended == tuple(errors.STOPPED)
+    handler.on_message(PING)
+    handler.reply(0, b"late")
+    assert stream.sent == []
+    assert front.member.streams == {}
