@@ -6,6 +6,7 @@ server: ids of cluster and member, the raft term, times.
 
 from typing import Final
 
+from kvorum import errors
 from kvorum.pb.mvcc_pb2 import KeyValue
 from kvorum.pb.rpc_pb2 import HashKVResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse
 
@@ -37,9 +38,13 @@ EXCEPTIONS: Final = {
     "Q4": "the id of a compacted watch stays taken until the client cancels it",
     "G5": "client-api-version that is not UTF-8 crashes 3.5.1",
     "G11": "gRPC with another content type or method: 3.5.1 resets the stream",
+    "PU1": "Put in a transaction with an unknown lease on an absent key: 3.5.1 looks for the key first",
     "MA11": "Alarm with an unknown type crashes 3.5.1",
     "H5": "HashKV over no live key: the rows counted depend on how far a background compaction has come",
 }
+
+LEASE_BEFORE_KEY: Final = (errors.LEASE_NOT_FOUND, errors.KEY_NOT_FOUND)
+"""PU1: how the subject and the reference answer."""
 
 
 def normalise_range(request: RangeRequest, reply: RangeResponse) -> None:

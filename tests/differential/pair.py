@@ -143,6 +143,8 @@ class Pair:
         self._follow(request, theirs)
         if isinstance(request, RangeRequest) and SUBJECT is Kind.KVORUM:
             self._range_stream(request, theirs)
+        if isinstance(request, TxnRequest) and (ours, theirs) == exceptions.LEASE_BEFORE_KEY:
+            return ours
         for outcome in (ours, theirs):
             if not isinstance(outcome, Status):
                 _normalise(request, outcome)
