@@ -298,7 +298,7 @@ class GrpcProtocol(asyncio.Protocol):
     def _hand_over(self, data: bytes) -> None:
         """To the kernel at once where nothing waits before it; what it does not take goes to the transport.
 
-        The transport would write at the end of the loop's turn, for a lone reply some 10 us later.
+        The transport would write only at the end of the loop's turn.
         """
         rest: bytes | memoryview = data
         if self._descriptor >= 0 and not self._transport.get_write_buffer_size():

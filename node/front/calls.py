@@ -127,7 +127,7 @@ class Calls:
             self._arm()
 
     def _arm(self) -> None:
-        """A lone call leaves at once: waiting for the turn to end gathers nothing, and costs it 15 us."""
+        """A lone call leaves at once: waiting for the turn to end would gather nothing."""
         if len(self._waiting) == 1:
             self.flush()
         else:
