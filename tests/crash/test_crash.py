@@ -29,8 +29,9 @@ RECOVERY_S = 30.0
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """kvorum alone. The reference, in its place by KVORUM_SUBJECT, passes most short runs; in one run of 25
-    rounds this check counted 126 problems at it, acknowledged writes that were gone among them; the cause is not known."""
+    """kvorum alone. The reference, put in its place by KVORUM_SUBJECT, passed short runs; in one run of 25 rounds this
+    check counted 126 problems at it, acknowledged writes that were gone among them; the cause is not known.
+    """
     with start(Kind.KVORUM) as server:
         yield server
 
