@@ -237,6 +237,7 @@ def events(name: str, out: str) -> list[object]:
 def test_watch(two: Two, name: str) -> None:
     heard = []
     for server in two:
+        run(server, "del", "w/", "--prefix")  # else the first event's previous value might be taken for the end
         line = WATCHES.get(name, "watch -i").format(revision=now(server) + 1)
         with Running(server, *shlex.split(line)) as watching:
             if name == "interactive":
