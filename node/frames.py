@@ -33,6 +33,9 @@ class Kind(IntEnum):
     EVENTS = 5  # apply -> watch: events, markers and slices of history, in revision order
     WATCHES = 6  # front -> watch: creates, cancels and progress requests
     DELIVERIES = 7  # watch -> front: created, events, progress
+    CHANGES = 8  # front -> raft: batches of one record each, a change of members or of the leader
+    FORWARDS = 9  # front -> raft -> (the leader's raft) -> apply: reads that only the leader's apply can answer
+    FORWARD_REPLIES = 10  # apply -> raft -> (the asking member's raft), which sends its front REPLIES
     # control
     CREDIT = 32  # receiver -> sender of a stream: (kind of the stream, bytes granted in total)
     APPLIED = 33  # apply -> raft: where the store stands at start
@@ -42,6 +45,14 @@ class Kind(IntEnum):
     STATE_ASK = 37  # front -> anyone: counters and state for Status and metrics
     STATE = 38  # anyone -> front
     SERVING = 39  # apply -> front: the store has caught up, reads may be answered
+    PROGRESS = 40  # apply -> raft: the last entry executed
+    READ_ASK = 41  # apply -> raft: at which index are reads linearizable that came before this?
+    READ_INDEX = 42  # raft -> apply: the answer
+    LEADING = 43  # raft -> apply: a quorum confirmed that this member leads
+    MEMBERS = 44  # apply -> raft, front: MembershipState, after each change
+    GRANT_RETURNED = 45  # apply -> raft: no read is answered any more on a grant that was taken back
+    CHECKPOINT_ASK = 46  # raft -> apply: a follower needs a snapshot
+    CHECKPOINT = 47  # apply -> raft: where it lies
 
 
 HEADER: Final = struct.Struct("<BBHIQQ")  # sender, kind, reserved, reserved, start, end
@@ -70,8 +81,15 @@ def unpack(data: bytes) -> Frame:
     return Frame(sender, kind, start, end, data)
 
 
-APPLIED: Final = struct.Struct("<QQ")  # raft index and term of the store's cursor
+APPLIED: Final = struct.Struct("<QQ")  # raft index and term of the store's cursor; a MembershipState follows
 LEADERSHIP: Final = struct.Struct("<QQQ?")  # term, leader's member id, last index to catch up with, solo reads granted
 FLUSHED: Final = struct.Struct("<Q")  # raft index
 SERVING: Final = struct.Struct("<Q")  # revision of the store
 STATE_ASK: Final = struct.Struct("<Q")  # number of the ask; a STATE frame repeats it before its JSON
+PROGRESS: Final = struct.Struct("<Q")  # raft index
+READ_ASK: Final = struct.Struct("<Q")  # number of the ask, never used twice in a generation
+READ_INDEX: Final = struct.Struct("<QQ")  # number of the ask, raft index
+LEADING: Final = struct.Struct("<Qd")  # term, and until when (monotonic seconds) nobody else can lead
+GRANT_RETURNED: Final = struct.Struct("<Q")  # term
+FORWARD: Final = struct.Struct("<QQQ")  # of FORWARDS and FORWARD_REPLIES: member, incarnation and front that ask
+ENTRY_HEADER: Final = struct.Struct("<QQBxxxI")  # of each entry in a frame of them: index, term, type, length of data

@@ -27,6 +27,10 @@ class Op(IntEnum):
     ALARM = 7
     PUBLISH = 8  # a member's name and client URLs
     CLUSTER_VERSION = 9
+    MEMBER_ADD = 10  # these four: in the context of a membership change, body: a Member
+    MEMBER_REMOVE = 11
+    MEMBER_UPDATE = 12
+    MEMBER_PROMOTE = 13
     # answered by apply, never logged
     RANGE = 64
     RANGE_STREAM = 65
@@ -39,6 +43,7 @@ class Op(IntEnum):
     HASH_KV = 73
     DEFRAGMENT = 74
     AUTH_STATUS = 75
+    MOVE_LEADER = 76  # executed by raft, body: a MoveLeaderRequest
 
 
 FORMAT_VERSION: Final = 1
@@ -51,6 +56,9 @@ RECORD: Final = struct.Struct("<IBBH")
 
 READ: Final = struct.Struct("<IBBHQ")
 """As RECORD, with the request's own sequence."""
+
+LINEARIZABLE: Final = 1
+"""Flag of a READ: the answer must hold everything that was acknowledged anywhere before the request came."""
 
 REPLY: Final = struct.Struct("<QIB")
 """Sequence, length of the body, gRPC code; the code has MORE added when this is not the last reply to the request."""

@@ -28,3 +28,13 @@ class ClusterVersion(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     version: str
     def __init__(self, version: _Optional[str] = ...) -> None: ...
+
+class MembershipState(_message.Message):
+    __slots__ = ("members", "removed", "cluster_version")
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    members: _containers.RepeatedCompositeFieldContainer[_rpc_pb2.Member]
+    removed: _containers.RepeatedScalarFieldContainer[int]
+    cluster_version: str
+    def __init__(self, members: _Optional[_Iterable[_Union[_rpc_pb2.Member, _Mapping]]] = ..., removed: _Optional[_Iterable[int]] = ..., cluster_version: _Optional[str] = ...) -> None: ...

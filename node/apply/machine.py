@@ -27,8 +27,8 @@ from node.apply.membership import Membership
 from node.apply.mvcc.database import Cursor
 from node.apply.mvcc.store import Store
 from node.check import has_put
-from node.frames import HEADER_BYTES
-from node.raft.solo import ENTRY_HEADER, EntryType
+from node.frames import ENTRY_HEADER, HEADER_BYTES
+from node.raft.core.messages import EntryType
 from node.requests import RECORD, REPLY, Batch, Op, batches
 from node.stats import Histogram, histogram
 
@@ -141,7 +141,7 @@ class Machine:
             index, term, type_, length = ENTRY_HEADER.unpack_from(frame, at)
             at += ENTRY_HEADER.size
             assert index == self.applied_index + 1, f"entry {index} came after {self.applied_index}"
-            if type_ == EntryType.MEMBERSHIP:
+            if type_ == EntryType.FOUNDING:
                 self._add_rows(self.membership.found(frame[at : at + length]))
             else:
                 for batch in batches(frame, at, at + length):

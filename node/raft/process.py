@@ -20,11 +20,11 @@ from kvorum.pb.internal_pb2 import Founding
 from kvorum.pb.rpc_pb2 import Member
 from node import event_loop, stats
 from node.child import ChildContext
-from node.frames import APPLIED, FLUSHED, HEADER_BYTES, LEADERSHIP, Frame, Kind, Process
+from node.frames import APPLIED, ENTRY_HEADER, FLUSHED, HEADER_BYTES, LEADERSHIP, Frame, Kind, Process
 from node.front.state import answer
 from node.link_zmq import Links
 from node.log import Logger
-from node.raft.solo import ENTRY_HEADER, SoleVoter
+from node.raft.solo import SoleVoter
 from node.raft.wal.disk import DiskDirectory
 from node.raft.wal.errors import LogFull
 from node.raft.wal.log import WriteAheadLog, holds_log

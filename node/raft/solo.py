@@ -5,26 +5,14 @@ Values in, values out; the shell (`process.py`) owns the log, the links and the 
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Final
 
+from node.raft.core.messages import EntryType
 from node.raft.wal.record import Entry, HardState
-
-
-class EntryType(IntEnum):
-    """What an entry's data is."""
-
-    NORMAL = 0  # batches of requests; without data it only marks the start of a term
-    MEMBERSHIP = 1
-
 
 ENTRY_BYTES: Final = 1 << 20
 """An entry holds batches up to this size, unless one batch alone is larger."""
-
-ENTRY_HEADER: Final = struct.Struct("<QQBxxxI")
-"""Of a frame of entries: index, term, type, length of the data."""
 
 
 @dataclass(slots=True)
@@ -46,7 +34,7 @@ class SoleVoter:
         if bootstrap is not None:
             assert self.last_index == 0 and self.term == 0, "a log that holds entries cannot be bootstrapped"
             self.term = 1
-            entries.append(self._entry(EntryType.MEMBERSHIP, bootstrap))
+            entries.append(self._entry(EntryType.FOUNDING, bootstrap))
         self.term += 1
         entries.append(self._entry(EntryType.NORMAL, b""))
         return HardState(self.term, self.member, self.commit), entries

@@ -22,8 +22,8 @@ from node.apply.lease import Lessor
 from node.apply.machine import Machine
 from node.apply.membership import Membership
 from node.apply.mvcc.store import Store
-from node.frames import Kind, Process, pack
-from node.raft.solo import ENTRY_HEADER, EntryType
+from node.frames import ENTRY_HEADER, Kind, Process, pack
+from node.raft.core.messages import EntryType
 from node.requests import REPLY, Op, pack_batch, pack_record
 from tests.apply.mvcc_store import IDENTITY, FailingDatabase
 
@@ -66,7 +66,7 @@ def normal(*batches: bytes, term: int = TERM) -> Entry:
 
 
 def founding() -> Entry:
-    return 1, EntryType.MEMBERSHIP, FOUNDING
+    return 1, EntryType.FOUNDING, FOUNDING
 
 
 def frame(first_index: int, *entries: Entry) -> bytes:

@@ -24,7 +24,7 @@ from kvorum.pb.rpc_pb2 import (
 )
 from node.apply.machine import SLICE_BYTES, BrokenInvariant
 from node.frames import Process
-from node.raft.solo import EntryType
+from node.raft.core.messages import EntryType
 from node.requests import RECORD, Op, pack_batch, pack_record
 from tests.apply.entries import (
     FRONT,

@@ -12,11 +12,11 @@ from kvorum import errors
 from kvorum.errors import Status
 from kvorum.pb.rpc_pb2 import PutRequest
 from node.child import ChildContext, Role
-from node.frames import APPLIED, FLUSHED, HEADER_BYTES, LEADERSHIP, Frame, Kind, Process, pack, unpack
+from node.frames import APPLIED, ENTRY_HEADER, FLUSHED, HEADER_BYTES, LEADERSHIP, Frame, Kind, Process, pack, unpack
 from node.link_zmq import Links
 from node.raft import process
+from node.raft.core.messages import EntryType
 from node.raft.process import METADATA, LogMismatch, Raft, open_log
-from node.raft.solo import ENTRY_HEADER, EntryType
 from node.raft.wal.errors import LogDamaged, LogFailed
 from node.raft.wal.log import WriteAheadLog, holds_log
 from tests.apply.entries import MEMBER, batch
@@ -112,7 +112,7 @@ def raft(child: ChildContext, disk: SimulatedDisk) -> Iterator[RaftUnderTest]:
 def test_it_leads_as_soon_as_apply_says_where_it_stands(raft: RaftUnderTest) -> None:
     raft.start()
     (membership, empty) = raft.entries()
-    assert membership[:3] == (1, 1, EntryType.MEMBERSHIP)
+    assert membership[:3] == (1, 1, EntryType.FOUNDING)
     assert empty == (2, 2, EntryType.NORMAL, b"")
     for receiver in (Process.APPLY, FRONT):
         (data,) = raft.links.take(receiver, Kind.LEADERSHIP)

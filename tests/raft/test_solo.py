@@ -2,7 +2,8 @@
 
 import pytest
 
-from node.raft.solo import ENTRY_BYTES, EntryType, SoleVoter
+from node.raft.core.messages import EntryType
+from node.raft.solo import ENTRY_BYTES, SoleVoter
 from node.raft.wal.record import HardState
 
 MEMBER = 5
@@ -12,7 +13,7 @@ def test_a_new_cluster_begins_with_its_membership_and_an_empty_entry_of_the_next
     voter = SoleVoter(MEMBER, term=0, last_index=0, commit=0)
     hard_state, entries = voter.campaign(b"members")
     assert hard_state == HardState(2, MEMBER, 0)
-    assert entries == [(1, 1, EntryType.MEMBERSHIP, b"members"), (2, 2, EntryType.NORMAL, b"")]
+    assert entries == [(1, 1, EntryType.FOUNDING, b"members"), (2, 2, EntryType.NORMAL, b"")]
     assert voter.commit == 0, "not before they are on disk"
     assert voter.synced() == 2
 

@@ -57,6 +57,7 @@ class EntryType(IntEnum):
     NORMAL = 0
     CONF_CHANGE = 1  # exactly one change
     CONF_CHANGE_V2 = 2  # any number of changes; without data it leaves the joint configuration
+    FOUNDING = 3  # the shell's: a new group's first entry names its members; the core never makes one
 
 
 class Role(IntEnum):
