@@ -8,7 +8,7 @@ outlet with any credit left may send one frame of any size, otherwise a frame la
 Streams of requests need no credit of their own: their sender counts its unanswered requests (`UNBOUNDED`).
 """
 
-from typing import Final
+from typing import Final, Protocol
 
 UNBOUNDED: Final = 1 << 62
 
@@ -73,3 +73,22 @@ class Inlet:
             return None
         self.granted = total
         return total
+
+
+class Streams(Protocol):
+    """All links of one process, as what works on top of them sees them (`link_zmq.Links`)."""
+
+    def outlet(self, to: int, kind: int) -> Outlet:
+        """The sending end of the stream of `kind` to `to`."""
+
+    def send(self, to: int, kind: int, payload: bytes) -> None:
+        """Sends one frame on a data stream; the caller has seen that its outlet is open."""
+
+    def send_control(self, to: int, kind: int, payload: bytes) -> None:
+        """Sends one control frame."""
+
+    def open(self, sender: int, kind: int) -> None:
+        """Grants the first window of a stream that this process receives."""
+
+    def consume(self, sender: int, kind: int, size_bytes: int) -> None:
+        """So many payload bytes of that stream are done with."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable
 from typing import Final, Protocol
 
+from node.apply.host import Job
 from node.apply.mvcc.database import Cursor
 from node.apply.space import is_no_space
 from node.log import Logger
@@ -25,12 +26,13 @@ class Flushes(Protocol):
 
 
 class Flusher:
-    """Flushes a database when enough was written since it was flushed last."""
+    """Flushes a database when enough was written since it was flushed last. `run_aside` is `Host`'s."""
 
-    def __init__(self, database: Flushes, logger: Logger) -> None:
+    def __init__(self, database: Flushes, logger: Logger, run_aside: Callable[[str, Callable[[], None]], Job]) -> None:
         self._database = database
         self._logger = logger
-        self._thread: threading.Thread | None = None
+        self._run_aside = run_aside
+        self._thread: Job | None = None
         self._flushed: Cursor | None = None
         self._error: Exception | None = None
         self._requests = 0
@@ -69,8 +71,7 @@ class Flusher:
         if due and has_room and now >= self._not_before:
             self._under_way = (self._requests, self._bytes)
             self._requests = self._bytes = 0
-            self._thread = threading.Thread(target=self._flush, name="flush")
-            self._thread.start()
+            self._thread = self._run_aside("flush", self._flush)
         return None if flushed is None else flushed.index
 
     def close(self) -> None:

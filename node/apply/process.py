@@ -8,10 +8,7 @@ told is in the database, and whatever watch was told can be read.
 from __future__ import annotations
 
 import gc
-import os
-import select
 import sys
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
@@ -25,20 +22,20 @@ from node.apply.compactor import Compactor
 from node.apply.feed import Feed
 from node.apply.figures import ApplyFigures
 from node.apply.flusher import Flusher
+from node.apply.host import Host, ProcessHost, Stopped
 from node.apply.lease import Lessor
 from node.apply.machine import Machine
 from node.apply.membership import Membership
 from node.apply.mvcc.database import Database
 from node.apply.mvcc.message import Identity
-from node.apply.mvcc.store import Store
 from node.apply.outbox import Outbox
-from node.apply.progress import Progress
 from node.apply.reads import Reads
 from node.apply.space import is_no_space, shortage
 from node.child import ChildContext
 from node.config import CompactionMode
 from node.frames import APPLIED, FLUSHED, HEADER_BYTES, LEADERSHIP, SERVING, Frame, Kind, Process
 from node.front.state import answer
+from node.link import Streams
 from node.link_zmq import Arrivals, BlockingReader, Links
 from node.log import Logger
 from node.requests import REPLY, Op, pack_batch, pack_record
@@ -63,27 +60,24 @@ LONGEST_KEEP_ALIVE_WAIT_S: Final = 1.0
 THREAD_SWITCH_S: Final = 0.0002
 
 
-class Stopped(Exception):
-    """The supervisor said stop before the database could be opened."""
-
-
-class CannotOpen(Exception):
-    """The database cannot be opened; the member must not start."""
-
-
 class Apply:
-    """The shell around machine, reads and feed: links, database, time."""
+    """The shell around machine, reads and feed, turn by turn.
 
-    def __init__(self, child: ChildContext, links: Links, logger: Logger) -> None:
+    Of `child` only the settings and the ids are read; whatever else is outside comes by `links` and `host`.
+    """
+
+    def __init__(self, child: ChildContext, links: Streams, logger: Logger, host: Host) -> None:
         """Opens the database. Raises Stopped, and CannotOpen unless the disk is full: then it waits."""
         config = self._config = child.config
         self._child = child
         self._links = links
+        self._host = host
+        self._now = host.now
         self._logger = logger
         self._fronts = [Process.FRONT + i for i in range(config.front_workers)]
-        started = time.monotonic()
+        started = host.now()
         self._lessor = Lessor()
-        store = self._store = self._open_store()
+        store = self._store = host.open_store(self._lessor, Identity(child.cluster_id, child.member_id, 0))
         database = store.database
         self._lessor.restore(_table(database, lease.LEASE_TABLE), _table(database, lease.ATTACHED_TABLE))
         self._alarms = Alarms(_table(database, alarms.TABLE))
@@ -94,7 +88,7 @@ class Apply:
             store.compaction,
             self._outbox,
             self._figures,
-            time.monotonic,
+            host.now,
             logger,
             batch_limit=config.compaction_batch_limit,
             sleep_interval_s=config.compaction_sleep_interval_s,
@@ -112,17 +106,18 @@ class Apply:
             self._machine,
             self._outbox,
             self._figures,
-            time.monotonic,
+            host.now,
+            host.run_aside,
             max_request_bytes=config.max_request_bytes,
             request_timeout_s=5 + 2 * config.election_timeout_s,
             slow=self._on_long_read,
         )
         self._feed = Feed(store.history)
-        logger.info("opened the database", took_s=round(time.monotonic() - started, 3), revision=store.revision)
+        logger.info("opened the database", took_s=round(host.now() - started, 3), revision=store.revision)
         self._term = 0
         self._catch_up_to = 0
         self._serving = False
-        self._progress = Progress(child.lifeline)
+        self._working = host.working
         self._entries: deque[Frame] = deque()
         self._loaded: Frame | None = None
         self._executed: list[Frame] = []  # and not committed yet
@@ -136,42 +131,23 @@ class Apply:
         self._next_own_sequence = 1
         self._compaction_asked: dict[int, int] = {}
         self._no_space_asked: int | None = None
-        self._auto_compaction = _auto_compaction(config)
+        self._auto_compaction = _auto_compaction(config, host.now())
         self._more_tasks = False
-        self._flusher = Flusher(database, logger)
+        self._flusher = Flusher(database, logger, host.run_aside)
 
-    def _open_store(self) -> Store:
-        child = self._child
-        identity = Identity(child.cluster_id, child.member_id, 0)
-        with child.lifeline.long_operation("opening the database"):
-            path = self._config.db_path
-            while True:
-                try:
-                    return Store.open(path, self._lessor, identity)
-                except Exception as error:
-                    if not is_no_space(error):
-                        raise CannotOpen(f"cannot open the database {path}: {error}") from error
-                    self._logger.error("cannot open the database, trying again", error=str(error))
-                select.select([child.lifeline], [], [], RETRY_S)
-                if child.lifeline.stop_requested():
-                    raise Stopped
-
-    def run(self) -> None:
-        """Until the supervisor says stop."""
+    def start(self) -> None:
+        """Says where the store stands, and opens the streams: what follows comes by `turn`."""
         links = self._links
         cursor = self._machine.cursor
         links.send_control(Process.RAFT, Kind.APPLIED, APPLIED.pack(cursor.index, cursor.term))
         links.open(Process.RAFT, Kind.ENTRIES)
         links.open(Process.RAFT, Kind.REPLIES)
-        reader = BlockingReader(links, self._child.lifeline)
-        while (arrivals := reader.wait(self._patience_s())) is not None:
-            self._turn(arrivals)
 
-    def _patience_s(self) -> float:
+    def patience_s(self) -> float:
         """How long nothing needs to be done unless something arrives."""
         if self._more_tasks or self._more_reads or self._feed.asked:
             return 0
-        now = time.monotonic()
+        now = self._now()
         until = self._next_tick_at
         if self._entries or self._machine.busy or self._uncommitted:
             until = min(until, self._retry_at)
@@ -182,9 +158,10 @@ class Apply:
             until = min(until, due_at)
         return max(0.0, until - now)
 
-    def _turn(self, arrivals: Arrivals) -> None:
-        now = time.monotonic()
-        self._child.lifeline.beat(now)
+    def turn(self, arrivals: Arrivals) -> None:
+        """Does what arrived, and what the time asks for."""
+        now = self._now()
+        self._host.beat(now)
         for frame in arrivals.control:
             self._on_control(frame)
         for frame in arrivals.data:
@@ -198,13 +175,13 @@ class Apply:
         if self._entries or self._machine.busy or self._uncommitted:
             self._execute(now)
         # Leases granted just now count from here, so what the execution took is never at their expense.
-        now = time.monotonic()
+        now = self._now()
         self._lessor.turn(now)
         if not self._serving and self._machine.applied_term >= self._term > 0:
             self._begin_serving(now)
         self._more_reads = self._reads.answer()
         self._outbox.flush()
-        now = time.monotonic()
+        now = self._now()
         if not self._more_reads or now - self._all_read_at > LONGEST_KEEP_ALIVE_WAIT_S:
             self._all_read_at = now
             self._expire_leases(now)
@@ -239,9 +216,9 @@ class Apply:
         if not self._uncommitted:  # else these were executed before, and only the write has to be repeated
             self._execute_slices(now)
             self._uncommitted = True
-        began = time.monotonic()
+        began = self._now()
         try:
-            with self._progress:
+            with self._working:
                 self._store.commit(self._machine.cursor)
         except Exception as error:
             if not is_no_space(error):
@@ -250,7 +227,7 @@ class Apply:
             self._logger.error("cannot write to the database, trying again", error=str(error))
             self._raise_no_space(str(error))
             return
-        self._figures.commit_s.observe(time.monotonic() - began)
+        self._figures.commit_s.observe(self._now() - began)
         self._uncommitted = False
         size = sum(frame.end - frame.start for frame in self._executed)
         if size:
@@ -279,7 +256,7 @@ class Apply:
     def _execute_slices(self, now: float) -> None:
         machine = self._machine
         until = now + TURN_S
-        with self._progress:
+        with self._working:
             while now < until:
                 if not machine.busy:
                     if not self._entries:
@@ -290,7 +267,7 @@ class Apply:
                     assert self._loaded is not None
                     self._executed.append(self._loaded)
                     self._loaded = None
-                before, now = now, time.monotonic()
+                before, now = now, self._now()
                 if now - before > self._config.warning_apply_duration_s:
                     self._figures.slow_applies += 1
                     self._warn_slow(now - before, index=machine.applied_index + machine.busy)
@@ -346,14 +323,13 @@ class Apply:
         """Raises NOSPACE when the quota or the disk runs out, and flushes if that is due."""
         self._bytes_since_look = 0
         database = self._store.database
-        disk = os.statvfs(self._config.db_path)
-        free_bytes = disk.f_bavail * disk.f_frsize
+        free_bytes = self._host.free_bytes()
         unflushed_bytes = database.unflushed_bytes
         if self._serving:
             reason = shortage(database.size_bytes, self._config.quota_backend_bytes, free_bytes, unflushed_bytes)
             if reason is not None:
                 self._raise_no_space(reason)
-        flushed = self._flusher.tick(time.monotonic(), has_room=free_bytes >= unflushed_bytes)
+        flushed = self._flusher.tick(self._now(), has_room=free_bytes >= unflushed_bytes)
         if flushed is not None:
             self._links.send_control(Process.RAFT, Kind.FLUSHED, FLUSHED.pack(flushed))
 
@@ -382,7 +358,7 @@ class Apply:
             if revision is None or self._auto_compaction is None:
                 continue
             if code == 0:
-                self._auto_compaction.done(time.monotonic(), revision)
+                self._auto_compaction.done(self._now(), revision)
                 self._logger.info("completed auto compaction", revision=revision)
             else:
                 text = reply[REPLY.size :].decode()
@@ -418,8 +394,8 @@ class Apply:
 
     def close(self) -> None:
         """Flushes, so that the next start has nothing to replay, and closes the database."""
-        self._progress.close()
-        with self._child.lifeline.long_operation("flushing the database"):
+        self._host.close()
+        with self._host.long_operation("flushing the database"):
             self._reads.close()
             self._flusher.close()
             self._store.close()
@@ -438,11 +414,10 @@ def _table(database: Database, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
     return database.scan(prefix, bytes((prefix[0] + 1,)))
 
 
-def _auto_compaction(config: Any) -> AutoCompaction | None:
+def _auto_compaction(config: Any, now: float) -> AutoCompaction | None:
     settings = config.auto_compaction
     if not settings.enabled:
         return None
-    now = time.monotonic()
     if settings.mode is CompactionMode.PERIODIC:
         return Periodic(settings.retention_s, now)
     return Revision(settings.retention_revisions, now)
@@ -456,13 +431,16 @@ def main(child: ChildContext) -> None:
     fronts = [Process.FRONT + i for i in range(child.config.front_workers)]
     links = Links(child.run_dir, Process.APPLY, [Process.RAFT, Process.WATCH, *fronts])
     try:
-        apply = Apply(child, links, logger)
+        apply = Apply(child, links, logger, ProcessHost(child.config.db_path, child.lifeline, logger))
     except Stopped:
         links.close()
         return
     gc.freeze()
     gc.disable()
     child.lifeline.ready()
-    apply.run()
+    apply.start()
+    reader = BlockingReader(links, child.lifeline)
+    while (arrivals := reader.wait(apply.patience_s())) is not None:
+        apply.turn(arrivals)
     links.close()
     apply.close()

@@ -6,7 +6,6 @@ shell runs in turn with everything else.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -27,6 +26,7 @@ from kvorum.pb.rpc_pb2 import (
     MemberListResponse,
 )
 from node.apply.figures import ApplyFigures
+from node.apply.host import Job
 from node.apply.lease import WAIT
 from node.apply.machine import Machine
 from node.apply.mvcc.store import Reading
@@ -60,7 +60,8 @@ Slow = Callable[[int, float, int], None]
 class Reads:
     """Answers READS frames into the outbox; `run` goes on with the long ones.
 
-    `now` is a monotonic clock. A keep-alive that waits for a revoke fails after `request_timeout_s`.
+    `now` is a monotonic clock, `run_aside` is `Host`'s. A keep-alive that waits for a revoke fails after
+    `request_timeout_s`.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Reads:
         outbox: Outbox,
         figures: ApplyFigures,
         now: Callable[[], float],
+        run_aside: Callable[[str, Callable[[], None]], Job],
         *,
         max_request_bytes: int,
         request_timeout_s: float,
@@ -78,6 +80,7 @@ class Reads:
         self._outbox = outbox
         self._figures = figures
         self._now = now
+        self._run_aside = run_aside
         self._max_request_bytes = max_request_bytes
         self._request_timeout_s = request_timeout_s
         self._slow = slow
@@ -296,8 +299,7 @@ class Reads:
 
             started = self._now()
             self._figures.defrag_inflight = 1
-            thread = threading.Thread(target=work, name="defragment", daemon=True)
-            thread.start()
+            thread = self._run_aside("defragment", work)
             while thread.is_alive():
                 yield False
             self._figures.defrag_inflight = 0

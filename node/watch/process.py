@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from node import malloc
 from node.child import ChildContext
 from node.frames import HEADER_BYTES, Frame, Kind, Process
 from node.front.state import answer
+from node.link import Streams
 from node.link_zmq import Arrivals, BlockingReader, Links
 from node.watch.registry import Registry
 
@@ -23,17 +24,20 @@ PATIENCE_S: Final = 0.5
 
 
 class Watch:
-    """The shell around the registry: links and time."""
+    """The shell around the registry, turn by turn. `now` is monotonic seconds."""
 
-    def __init__(self, child: ChildContext, links: Links) -> None:
-        self._child = child
+    def __init__(self, fronts: Iterable[int], links: Streams, now: Callable[[], float]) -> None:
         self._links = links
+        self._now = now
         self._registry = Registry(self._ask)
-        fronts = [Process.FRONT + i for i in range(child.config.front_workers)]
+        self._busy = False
         for front in fronts:
             outlet = links.outlet(front, Kind.DELIVERIES)
             self._registry.add_front(front, outlet.open, self._sender(front))
-        links.open(Process.APPLY, Kind.EVENTS)
+
+    def start(self) -> None:
+        """Opens the stream of events: what follows comes by `turn`."""
+        self._links.open(Process.APPLY, Kind.EVENTS)
 
     def _ask(self, payload: bytes) -> None:
         self._links.send_control(Process.APPLY, Kind.WATCH_ASK, payload)
@@ -41,24 +45,19 @@ class Watch:
     def _sender(self, front: int) -> Callable[[bytes], None]:
         return lambda payload: self._links.send(front, Kind.DELIVERIES, payload)
 
-    def run(self) -> None:
-        """Until the supervisor says stop."""
-        links = self._links
-        reader = BlockingReader(links, self._child.lifeline)
-        busy = False
-        while (arrivals := reader.wait(0 if busy else PATIENCE_S)) is not None:
-            now_s = time.monotonic()
-            self._child.lifeline.beat(now_s)
-            busy = self._turn(arrivals, now_s)
+    def patience_s(self) -> float:
+        """How long nothing needs to be done unless something arrives."""
+        return 0 if self._busy else PATIENCE_S
 
-    def _turn(self, arrivals: Arrivals, now_s: float) -> bool:
+    def turn(self, arrivals: Arrivals) -> None:
+        """Does what arrived, and a slice of what is behind."""
         links = self._links
         for frame in arrivals.control:
             assert frame.kind == Kind.STATE_ASK, f"watch got a control frame of kind {frame.kind}"
             links.send_control(frame.sender, Kind.STATE, answer(frame, self._state()))
         for frame in arrivals.data:
             self._on_frame(frame)
-        return self._registry.turn(now_s)
+        self._busy = self._registry.turn(self._now())
 
     def _on_frame(self, frame: Frame) -> None:
         if frame.kind == Kind.EVENTS:
@@ -84,11 +83,15 @@ def main(child: ChildContext) -> None:
     fronts = [Process.FRONT + i for i in range(child.config.front_workers)]
     links = Links(child.run_dir, Process.WATCH, [Process.APPLY, *fronts])
     try:
-        watch = Watch(child, links)
+        watch = Watch(fronts, links, time.monotonic)
+        watch.start()
         child.lifeline.ready()
         gc.collect()
         gc.freeze()
         gc.disable()
-        watch.run()
+        reader = BlockingReader(links, child.lifeline)
+        while (arrivals := reader.wait(watch.patience_s())) is not None:
+            child.lifeline.beat(time.monotonic())
+            watch.turn(arrivals)
     finally:
         links.close()

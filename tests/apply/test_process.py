@@ -16,10 +16,11 @@ from kvorum.pb.rpc_pb2 import (
     PutRequest,
 )
 from loadtest.launcher import wait_until
-from node.apply import process, space
+from node.apply import host, process, space
 from node.apply.compactor import MOST_ROWS, RETRY_S, Compactor
 from node.apply.figures import ApplyFigures
 from node.apply.flusher import FLUSH_REQUESTS, Flusher
+from node.apply.host import Job, ProcessHost
 from node.apply.mvcc.database import Cursor, Database
 from node.apply.outbox import Outbox
 from node.apply.process import Apply, split_replies
@@ -27,7 +28,7 @@ from node.apply.progress import Progress
 from node.child import Role
 from node.frames import APPLIED, FLUSHED, HEADER_BYTES, LEADERSHIP, Frame, Kind, Process, pack, unpack
 from node.lifeline import Lifeline
-from node.link_zmq import Arrivals, Links
+from node.link_zmq import Arrivals
 from node.requests import RECORD, REPLY, Op, batches
 from tests.apply.entries import MEMBER, Entry, batch, founding, frame, normal
 from tests.apply.mvcc_store import StoreUnderTest
@@ -43,11 +44,12 @@ class ApplyUnderTest:
         self.links = FakeLinks(Process.APPLY)
         self.log = Lines()
         self.child = child_context(directory, Role.APPLY, *flags)
-        self.apply = Apply(self.child, cast(Links, self.links), self.log.logger)
+        host = ProcessHost(self.child.config.db_path, self.child.lifeline, self.log.logger)
+        self.apply = Apply(self.child, self.links, self.log.logger, host)
         self.sent_entries = 0
 
     def turn(self, *data: Frame, control: tuple[Frame, ...] = ()) -> None:
-        self.apply._turn(Arrivals(list(control), list(data)))
+        self.apply.turn(Arrivals(list(control), list(data)))
 
     def lead(self, term: int = 2) -> None:
         leadership = LEADERSHIP.pack(term, MEMBER, 0, True)
@@ -157,7 +159,7 @@ def test_a_failed_write_is_repeated_after_a_while_only(apply: ApplyUnderTest, wr
     writes.error = None
     apply.turn()
     assert apply.answered() == []
-    assert 0 < apply.apply._patience_s() <= process.TICK_S
+    assert 0 < apply.apply.patience_s() <= process.TICK_S
 
 
 @pytest.mark.parametrize("error", [Exception("Corruption: block checksum mismatch"), OSError("other")])
@@ -229,7 +231,7 @@ def test_a_long_backlog_is_worked_off_turn_by_turn(apply: ApplyUnderTest, monkey
     puts = [PutRequest(key=b"%d" % number) for number in range(5000)]
     apply.turn(apply.entries(normal(batch(*puts))), reads(get(b"0")))
     assert apply.apply._machine.busy
-    assert apply.apply._patience_s() == 0
+    assert apply.apply.patience_s() == 0
     first = apply.answered()
     assert first[-1][:2] == (0, 0)
     assert 0 < len(first) < 5000
@@ -251,7 +253,7 @@ def test_P20_a_slow_execution_is_told(tmp_path: Path) -> None:
 
 
 def test_the_database_waits_for_room_when_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "RETRY_S", 0.0)
+    monkeypatch.setattr(host, "RETRY_S", 0.0)
     failures = [Exception(FULL), Exception(FULL)]
     load = Database._load_position
 
@@ -266,25 +268,16 @@ def test_the_database_waits_for_room_when_it_is_opened(tmp_path: Path, monkeypat
     assert apply.log.has("cannot open the database, trying again")
     apply.close()
     failures.append(Exception("Corruption: no such file"))
-    with pytest.raises(process.CannotOpen, match="member/db: Corruption: no such file"):
+    with pytest.raises(host.CannotOpen, match="member/db: Corruption: no such file"):
         ApplyUnderTest(tmp_path)
 
 
-def test_where_it_stands_is_the_first_word_to_raft(apply: ApplyUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_it_stands_is_the_first_word_to_raft(apply: ApplyUnderTest) -> None:
     apply.lead()
-    monkeypatch.setattr(process, "BlockingReader", StopsAtOnce)
-    apply.apply.run()
+    apply.apply.start()
     (data,) = apply.links.take(Process.RAFT, Kind.APPLIED)
     assert APPLIED.unpack_from(data, HEADER_BYTES) == (2, 2)
     assert apply.links.opened == {(Process.RAFT, Kind.ENTRIES), (Process.RAFT, Kind.REPLIES)}
-
-
-class StopsAtOnce:
-    def __init__(self, _links: Links, _lifeline: object) -> None:
-        pass
-
-    def wait(self, _patience_s: float) -> None:
-        return None
 
 
 def test_packed_replies_are_split() -> None:
@@ -306,17 +299,29 @@ class FakeDatabase:
         return Cursor(self.index)
 
 
+class Ended:
+    """A job that was done when it was begun."""
+
+    def is_alive(self) -> bool:
+        return False
+
+    def join(self) -> None:
+        pass
+
+
+def run_at_once(_name: str, work: Callable[[], None]) -> Job:
+    work()
+    return Ended()
+
+
 def flushed(flusher: Flusher, now: float, *, has_room: bool = True) -> int | None:
-    """What a tick says once the flush that it may have begun is over."""
-    said = flusher.tick(now, has_room=has_room)
-    if flusher._thread is not None:
-        flusher._thread.join()
-    return said
+    """What a tick says; a flush that it begins is over when it returns."""
+    return flusher.tick(now, has_room=has_room)
 
 
 def test_a_flush_begins_after_enough_requests_and_its_index_is_told_when_it_is_over() -> None:
     database = FakeDatabase()
-    flusher = Flusher(database, Lines().logger)
+    flusher = Flusher(database, Lines().logger, run_at_once)
     database.index = 7
     flusher.wrote(FLUSH_REQUESTS - 1, 0)
     assert [flushed(flusher, 0), flushed(flusher, 0)] == [None, None]
@@ -326,7 +331,7 @@ def test_a_flush_begins_after_enough_requests_and_its_index_is_told_when_it_is_o
 
 def test_no_flush_begins_without_room_and_a_failed_one_is_tried_again() -> None:
     database, log = FakeDatabase(), Lines()
-    flusher = Flusher(database, log.logger)
+    flusher = Flusher(database, log.logger, run_at_once)
     database.index = 7
     flusher.wrote(FLUSH_REQUESTS, 0)
     assert [flushed(flusher, 0, has_room=False), flushed(flusher, 0, has_room=False)] == [None, None]
@@ -340,7 +345,7 @@ def test_no_flush_begins_without_room_and_a_failed_one_is_tried_again() -> None:
 
 def test_another_failure_of_a_flush_ends_the_process() -> None:
     database = FakeDatabase()
-    flusher = Flusher(database, Lines().logger)
+    flusher = Flusher(database, Lines().logger, run_at_once)
     database.error = Exception("IO error: Input/output error")
     flusher.wrote(FLUSH_REQUESTS, 0)
     assert flushed(flusher, 0) is None

@@ -1,7 +1,7 @@
 """Requests that need no log: their checks, their slices, their bounds, and answers that wait."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from kvorum.pb.rpc_pb2 import (
     TxnResponse,
 )
 from node.apply.figures import ApplyFigures
+from node.apply.host import Job
 from node.apply.outbox import Outbox
 from node.apply.reads import MAX_TASKS, Reads
 from node.frames import Kind
@@ -36,6 +37,12 @@ from tests.apply.mvcc_store import put_op, range_op
 from tests.apply.shell import FRONT, Clock, FakeLinks, answers, get, reads
 
 TIMEOUT_S = 7.0
+
+
+def run_aside(name: str, work: Callable[[], None]) -> Job:
+    thread = threading.Thread(target=work, name=name)
+    thread.start()
+    return thread
 
 
 class ReadsUnderTest:
@@ -53,6 +60,7 @@ class ReadsUnderTest:
             self.outbox,
             self.figures,
             self.clock,
+            run_aside,
             max_request_bytes=1 << 20,
             request_timeout_s=TIMEOUT_S,
             slow=lambda op, took_s, _size: self.slow.append((op, took_s)),
