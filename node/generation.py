@@ -31,6 +31,7 @@ class State(Enum):
     STARTING = "starting"
     READY = "ready"
     FAILED = "failed"
+    RESTARTING = "restarting"
     FINISHED = "finished"
 
 
@@ -52,7 +53,7 @@ class Generation:
         self.state = State.STARTING
         self.failed_child = ""
         self.reason = ""
-        """Why it failed or finished, in words for the log."""
+        """Why it failed, finished or is to be followed by another, in words for the log."""
 
     def heard(self, name: str, word: Word, text: str, now_s: float) -> None:
         """A message came from a child that has not ended."""
@@ -75,6 +76,9 @@ class Generation:
             case Word.FINISHED:
                 if self.state in (State.STARTING, State.READY):
                     self.state, self.reason = State.FINISHED, text
+            case Word.RESTART:
+                if self.state in (State.STARTING, State.READY):
+                    self.state, self.reason = State.RESTARTING, text
             case Word.STOP:
                 raise AssertionError("a child does not say stop")
 
@@ -107,7 +111,7 @@ class Generation:
 
 
 class Restarts:
-    """When the next generation begins after one failed, or that there is none."""
+    """When the next generation begins after one has ended, or that there is none."""
 
     def __init__(self) -> None:
         self._unready = 0
@@ -118,6 +122,14 @@ class Restarts:
         self._unready = 0 if was_ready else self._unready + 1
         if self._unready == UNREADY_MAX:
             return None
-        self._short_lived = 0 if lived_s >= LIVED_LONG_S else self._short_lived + 1
-        wait_s = BACK_OFF_S[min(max(self._short_lived - 1, 0), len(BACK_OFF_S) - 1)]
+        wait_s = self._back_off_s(lived_s)
         return min(wait_s, READY_BACK_OFF_S) if was_ready else wait_s
+
+    def after_request(self, lived_s: float) -> float:
+        """Seconds to wait before the generation that one of the last has asked for."""
+        self._unready = 0
+        return self._back_off_s(lived_s)
+
+    def _back_off_s(self, lived_s: float) -> float:
+        self._short_lived = 0 if lived_s >= LIVED_LONG_S else self._short_lived + 1
+        return BACK_OFF_S[min(max(self._short_lived - 1, 0), len(BACK_OFF_S) - 1)]

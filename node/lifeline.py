@@ -27,6 +27,7 @@ class Word(IntEnum):
     LONG_END = ord("e")
     FAILED = ord("f")
     FINISHED = ord("x")
+    RESTART = ord("n")
     STOP = ord("s")
 
 
@@ -90,6 +91,11 @@ class Lifeline:
     def finished(self, text: str) -> None:
         """Say that the member's work is over (it was removed from the cluster): all stop in order, exit code 0."""
         self._send(Word.FINISHED, text)
+
+    def restart(self, text: str) -> None:
+        """Ask for a new generation, which is no failure: a snapshot is to be installed. This one is ended soon after;
+        until then this process must do nothing that its successor could not know of."""
+        self._send(Word.RESTART, text)
 
     def stop_requested(self) -> bool:
         """Whether the supervisor has said stop, or is gone."""

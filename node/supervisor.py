@@ -126,14 +126,20 @@ class Supervisor:
             finally:
                 self._kill_all()
                 remove_run_dir(self._config.data_dir, run_dir)
-            wait_s = restarts.after_failure(was_ready, lived_s)
-            self._log.error(
-                "a process of the member failed; all are started again" if wait_s is not None else "the member failed",
-                process=generation.failed_child,
-                reason=generation.reason,
-                generation=number,
-                was_ready=was_ready,
-            )
+            wait_s: float | None
+            if generation.state is State.RESTARTING:
+                wait_s = restarts.after_request(lived_s)
+                self._log.info("all processes are started again", reason=generation.reason, generation=number)
+            else:
+                wait_s = restarts.after_failure(was_ready, lived_s)
+                again = "a process of the member failed; all are started again"
+                self._log.error(
+                    again if wait_s is not None else "the member failed",
+                    process=generation.failed_child,
+                    reason=generation.reason,
+                    generation=number,
+                    was_ready=was_ready,
+                )
             if wait_s is None:
                 return Ending(None, 1, f"{generation.failed_child}: {generation.reason}")
             if self._wait_for_signal(wait_s):

@@ -78,6 +78,8 @@ def main(child: ChildContext) -> None:
                 serve(servers[fd], child)
         if told_once(child, "finish"):
             lifeline.finished("told to finish")
+        if told_once(child, "restart"):
+            lifeline.restart("told to ask for another generation")
         if told_once(child, "close-line"):
             os.dup2(os.open("/dev/null", os.O_RDONLY), lifeline.fileno())
     if told(child, "linger"):

@@ -100,6 +100,20 @@ def test_finished_is_not_failed() -> None:
     assert (generation.state, generation.reason) == (State.FINISHED, "removed from the cluster")
 
 
+def test_a_wish_for_another_generation_is_no_failure() -> None:
+    generation = ready_generation()
+    generation.heard("raft", Word.RESTART, "a snapshot is to be installed", 1.0)
+    generation.ended("raft", 0)
+    assert (generation.state, generation.reason) == (State.RESTARTING, "a snapshot is to be installed")
+
+
+def test_a_wish_after_a_failure_comes_too_late() -> None:
+    generation = ready_generation()
+    generation.ended("apply", -9)
+    generation.heard("raft", Word.RESTART, "a snapshot is to be installed", 1.0)
+    assert (generation.state, generation.failed_child) == (State.FAILED, "apply")
+
+
 def test_a_word_that_is_not_a_childs_is_a_bug() -> None:
     with pytest.raises(AssertionError):
         ready_generation().heard("raft", Word.STOP, "", 1.0)
@@ -117,6 +131,21 @@ def test_one_ready_generation_in_between_starts_the_count_again() -> None:
         assert restarts.after_failure(was_ready=False, lived_s=0.1) is not None
         assert restarts.after_failure(was_ready=False, lived_s=0.1) is not None
         assert restarts.after_failure(was_ready=True, lived_s=0.1) is not None
+
+
+def test_generations_that_were_asked_for_never_end_the_member() -> None:
+    restarts = Restarts()
+    waits = [restarts.after_request(lived_s=0.1) for _ in range(8)]
+    assert waits == [0.0, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0]
+    assert restarts.after_request(lived_s=60.0) == 0.0
+
+
+def test_one_that_was_asked_for_starts_the_count_of_failures_again() -> None:
+    restarts = Restarts()
+    for _ in range(10):
+        assert restarts.after_failure(was_ready=False, lived_s=0.1) is not None
+        assert restarts.after_failure(was_ready=False, lived_s=0.1) is not None
+        restarts.after_request(lived_s=0.1)
 
 
 def test_the_wait_grows_a_little_and_starts_again_after_a_long_life() -> None:

@@ -45,12 +45,14 @@ def test_every_word_arrives_with_its_text(pair: Pair) -> None:
     with pair.child.long_operation("flush"):
         pair.child.failed("é")
     pair.child.finished("removed")
+    pair.child.restart("snapshot")
     assert pair.heard() == [
         (Word.READY, ""),
         (Word.LONG_BEGIN, "flush"),
         (Word.FAILED, "é"),
         (Word.LONG_END, ""),
         (Word.FINISHED, "removed"),
+        (Word.RESTART, "snapshot"),
     ]
 
 

@@ -169,6 +169,17 @@ class TestOneFaultDomain:
         assert member.status() == 0
         assert member.count(READY) == 1
 
+    def test_a_generation_that_is_asked_for_is_no_failure(self, member: Member) -> None:
+        member.start()
+        first = member.report("raft0")
+        member.tell("restart-once-raft")
+        member.wait_for(READY, 2)
+        assert member.report("raft0")["incarnation"] != first["incarnation"]
+        assert not alive(first["pid"])
+        again = next(line for line in member.lines() if line["msg"] == "all processes are started again")
+        assert (again["level"], again["reason"]) == ("info", "told to ask for another generation")
+        assert not [line for line in member.lines() if line["level"] in ("warn", "error")]
+
     def test_a_failure_at_start_is_tried_again(self, member: Member) -> None:
         member.tell("die-once-apply")
         member.start()
