@@ -108,6 +108,7 @@ TIMEOUT_DUE_TO_CONNECTION_LOST: Final = Status(
 TIMEOUT_WAIT_APPLIED_INDEX: Final = Status(
     Code.UNAVAILABLE, "etcdserver: request timed out, waiting for the applied index took too long"
 )
+TIMEOUT_LEADER_TRANSFER: Final = Status(Code.UNKNOWN, "etcdserver: request timed out, leader transfer took too long")
 UNHEALTHY: Final = Status(Code.UNAVAILABLE, "etcdserver: unhealthy cluster")
 CORRUPT: Final = Status(Code.DATA_LOSS, "etcdserver: corrupt cluster")
 NOT_SUPPORTED_FOR_LEARNER: Final = Status(Code.FAILED_PRECONDITION, "etcdserver: rpc not supported for learner")

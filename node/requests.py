@@ -27,7 +27,7 @@ class Op(IntEnum):
     ALARM = 7
     PUBLISH = 8  # a member's name and client URLs
     CLUSTER_VERSION = 9
-    MEMBER_ADD = 10  # these four: in the context of a membership change, body: a Member
+    MEMBER_ADD = 10  # these four: in the context of a membership change, body: a MemberChange
     MEMBER_REMOVE = 11
     MEMBER_UPDATE = 12
     MEMBER_PROMOTE = 13

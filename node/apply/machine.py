@@ -9,9 +9,11 @@ index of the entry and the request's place in it.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
 from typing import Final, Protocol
 
 from kvorum.errors import ApiError, Status
+from kvorum.pb.internal_pb2 import MemberChange
 from kvorum.pb.rpc_pb2 import (
     AlarmRequest,
     AlarmResponse,
@@ -19,15 +21,18 @@ from kvorum.pb.rpc_pb2 import (
     LeaseGrantRequest,
     LeaseGrantResponse,
     LeaseRevokeRequest,
+    MemberAddResponse,
+    MemberListResponse,
     TxnRequest,
 )
 from node.apply.alarms import Alarms
 from node.apply.lease import Lessor
-from node.apply.membership import Membership
 from node.apply.mvcc.database import Cursor
 from node.apply.mvcc.store import Store
 from node.check import has_put
 from node.frames import ENTRY_HEADER, HEADER_BYTES
+from node.membership import Membership
+from node.raft.core.change import decode_change
 from node.raft.core.messages import EntryType
 from node.requests import RECORD, REPLY, Batch, Op, batches
 from node.stats import Histogram, histogram
@@ -44,6 +49,10 @@ REQUEST_BYTES: Final = 100
 
 Replies = dict[int, list[bytes]]
 """Packed replies by the process where the request began."""
+
+
+Handlers = dict[int, Callable[[bytes], bytes]]
+"""By op: takes a record's body, returns the reply; raises ApiError."""
 
 
 class BrokenInvariant(Exception):
@@ -94,7 +103,7 @@ class Machine:
         self._frame: Iterator[None] | None = None
         self._mine = (member_id, incarnation)
         self._physical = physical
-        self._handlers: dict[int, Callable[[bytes], bytes]] = {
+        self._handlers: Handlers = {
             Op.PUT: store.put,
             Op.DELETE_RANGE: store.delete_range,
             Op.TXN: self._txn,
@@ -104,6 +113,10 @@ class Machine:
             Op.ALARM: self._alarm,
             Op.PUBLISH: self._publish,
             Op.CLUSTER_VERSION: self._cluster_version,
+        }
+        self._change_handlers: Handlers = {
+            op: partial(self._change_members, op)
+            for op in (Op.MEMBER_ADD, Op.MEMBER_REMOVE, Op.MEMBER_UPDATE, Op.MEMBER_PROMOTE)
         }
 
     @property
@@ -141,22 +154,31 @@ class Machine:
             index, term, type_, length = ENTRY_HEADER.unpack_from(frame, at)
             at += ENTRY_HEADER.size
             assert index == self.applied_index + 1, f"entry {index} came after {self.applied_index}"
-            if type_ == EntryType.FOUNDING:
-                self._add_rows(self.membership.found(frame[at : at + length]))
-            else:
+            if type_ == EntryType.NORMAL:
                 for batch in batches(frame, at, at + length):
-                    spent = yield from self._execute_batch(frame, index, batch, spent)
+                    spent = yield from self._execute_batch(frame, index, batch, self._handlers, spent)
+            elif type_ == EntryType.FOUNDING:
+                self._add_rows(self.membership.found(frame[at : at + length]))
+            else:  # raft's own, such as the end of a joint configuration, have no context
+                try:
+                    change = decode_change(frame[at : at + length])
+                except ValueError as error:
+                    raise BrokenInvariant(f"entry {index}: {error}") from error
+                assert not self._resume_at, "raft was told of members that had changed within an entry"
+                for batch in batches(change.context):
+                    spent = yield from self._execute_batch(change.context, index, batch, self._change_handlers, spent)
             at += length
             assert not self._resume_at, f"entry {index} has fewer requests than were executed of it before"
             self.applied_index = index
             self.applied_term = term
             self._requests_done = 0
 
-    def _execute_batch(self, data: bytes, index: int, batch: Batch, spent: int) -> Generator[None, None, int]:
+    def _execute_batch(
+        self, data: bytes, index: int, batch: Batch, handlers: Handlers, spent: int
+    ) -> Generator[None, None, int]:
         """One batch, with a yield where a slice ends; `spent`, also returned, is what the slice has cost so far."""
         mine = (batch.member, batch.incarnation) == self._mine
         replies = self.replies.setdefault(batch.origin, []) if mine else []
-        handlers = self._handlers
         unpack = RECORD.unpack_from
         pack_reply = REPLY.pack
         record_bytes = RECORD.size
@@ -243,3 +265,17 @@ class Machine:
     def _cluster_version(self, body: bytes) -> bytes:
         self._add_rows(self.membership.set_cluster_version(body))
         return b""
+
+    def _change_members(self, op: Op, body: bytes) -> bytes:
+        """The four changes of members answer alike (M2), but that an added one is also named by itself."""
+        change = MemberChange.FromString(body)
+        status = self.membership.check(op, change)
+        if status is not None:
+            raise ApiError(status)
+        self._add_rows(self.membership.execute(op, change))
+        members = self.membership.members()
+        if op == Op.MEMBER_ADD:
+            reply = MemberAddResponse(member=self.membership.get(change.ID), members=members).SerializeToString()
+        else:  # these three have one form with the reply to MemberList
+            reply = MemberListResponse(members=members).SerializeToString()
+        return self.store.header(0) + reply

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from kvorum.pb.rpc_pb2 import AlarmRequest, AlarmType, CompactionRequest, LeaseRevokeRequest
-from node import malloc
-from node.apply import alarms, lease, membership
+from node import malloc, membership
+from node.apply import alarms, lease
 from node.apply.alarms import Alarms
 from node.apply.auto_compaction import AutoCompaction, Periodic, Revision
 from node.apply.compactor import Compactor
@@ -25,7 +25,6 @@ from node.apply.flusher import Flusher
 from node.apply.host import Host, ProcessHost, Stopped
 from node.apply.lease import Lessor
 from node.apply.machine import Machine
-from node.apply.membership import Membership
 from node.apply.mvcc.database import Database
 from node.apply.mvcc.message import Identity
 from node.apply.outbox import Outbox
@@ -38,6 +37,7 @@ from node.front.state import answer
 from node.link import Streams
 from node.link_zmq import Arrivals, BlockingReader, Links
 from node.log import Logger
+from node.membership import Membership
 from node.requests import REPLY, Op, pack_batch, pack_record
 
 TICK_S: Final = 0.5

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from google.protobuf.message import Message
 
-from kvorum.pb.internal_pb2 import ClusterVersion, Founding, Publish
+from kvorum.pb.internal_pb2 import ClusterVersion, Founding, MemberChange, Publish
 from kvorum.pb.rpc_pb2 import (
     AlarmRequest,
     CompactionRequest,
@@ -16,13 +16,15 @@ from kvorum.pb.rpc_pb2 import (
     PutRequest,
     TxnRequest,
 )
-from node.apply import alarms, lease, membership
+from node import membership
+from node.apply import alarms, lease
 from node.apply.alarms import Alarms
 from node.apply.lease import Lessor
 from node.apply.machine import Machine
-from node.apply.membership import Membership
 from node.apply.mvcc.store import Store
 from node.frames import ENTRY_HEADER, Kind, Process, pack
+from node.membership import Membership
+from node.raft.core.change import ChangeType, ConfChange, encode_change
 from node.raft.core.messages import EntryType
 from node.requests import REPLY, Op, pack_batch, pack_record
 from tests.apply.mvcc_store import IDENTITY, FailingDatabase
@@ -63,6 +65,15 @@ def batch(
 
 def normal(*batches: bytes, term: int = TERM) -> Entry:
     return term, EntryType.NORMAL, b"".join(batches)
+
+
+def changed(
+    op: Op, change: MemberChange, *, incarnation: int = INCARNATION, sequence: int = 1, term: int = TERM
+) -> Entry:
+    """A change of members as raft logs it; which type of change stands in it is the core's business alone."""
+    context = pack_batch(FRONT, MEMBER, incarnation, sequence, [pack_record(op, change.SerializeToString())])
+    data = encode_change(ConfChange(((ChangeType.UPDATE, change.ID),), context=context))
+    return term, EntryType.CONF_CHANGE, data
 
 
 def founding() -> Entry:

@@ -1,0 +1,167 @@
+"""The members as the log makes them: founded, published, changed, and found again after a start."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kvorum import errors
+from kvorum.errors import Status
+from kvorum.pb.internal_pb2 import ClusterVersion, Founding, MemberChange, Publish
+from kvorum.pb.rpc_pb2 import Member
+from node.membership import TABLE, Membership
+from node.requests import Op
+from tests.apply.entries import MEMBER, MachineUnderTest, batch, founding, normal
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[MachineUnderTest]:
+    opened = MachineUnderTest(tmp_path / "db")
+    yield opened
+    opened.close()
+
+
+def test_a_founded_member_has_no_client_urls_until_it_publishes_them(machine: MachineUnderTest) -> None:
+    machine.execute(founding(), normal())
+    (member,) = machine.membership.members()
+    assert (member.ID, list(member.clientURLs)) == (MEMBER, [])
+    machine.execute(normal(batch(Publish(member_id=MEMBER, name="other", client_urls=["http://a:1", "http://b:2"]))))
+    (member,) = machine.membership.members()
+    assert (member.name, list(member.clientURLs)) == ("other", ["http://a:1", "http://b:2"])
+    assert list(member.peerURLs) == ["http://127.0.0.1:2380"]
+
+
+def test_members_and_the_cluster_version_are_found_after_a_start(machine: MachineUnderTest) -> None:
+    machine.execute(founding(), normal(batch(ClusterVersion(version="3.7.0"))))
+    before = machine.membership.members()
+    machine.reopen()
+    assert machine.membership.members() == before
+    assert machine.membership.cluster_version == "3.7.0"
+
+
+def test_one_that_is_no_member_publishes_nothing(machine: MachineUnderTest) -> None:
+    machine.execute(founding(), normal(batch(Publish(member_id=MEMBER + 1, name="x"))))
+    assert [member.name for member in machine.membership.members()] == ["m1"]
+
+
+def test_M6_members_are_listed_by_id_and_learners_stay_learners() -> None:
+    membership = Membership(())
+    members = [Member(ID=1 << 63, name="c"), Member(ID=2, name="a", isLearner=True), Member(ID=9, name="b")]
+    rows = membership.found(Founding(members=members).SerializeToString())
+    assert len(rows) == 3
+    assert {row[:1] for row, _ in rows} == {TABLE}
+    rows += membership.publish(Publish(member_id=2, name="aa", client_urls=["http://a:1"]).SerializeToString())
+    for found in (membership, Membership(dict(rows).items())):
+        assert [(member.ID, member.name, member.isLearner) for member in found.members()] == [
+            (2, "aa", True),
+            (9, "b", False),
+            (1 << 63, "c", False),
+        ]
+
+
+A, B, C = 10, 20, 30
+ADD, REMOVE, UPDATE, PROMOTE = Op.MEMBER_ADD, Op.MEMBER_REMOVE, Op.MEMBER_UPDATE, Op.MEMBER_PROMOTE
+
+
+def founded(*members: Member) -> Membership:
+    membership = Membership()
+    membership.found(Founding(members=members).SerializeToString())
+    return membership
+
+
+def voter(member_id: int) -> Member:
+    return Member(ID=member_id, name=f"m{member_id}", peerURLs=[f"http://h:{member_id}"], clientURLs=["http://c:1"])
+
+
+def change(member_id: int, *urls: str, learner: bool = False, max_learners: int | None = None) -> MemberChange:
+    return MemberChange(ID=member_id, peerURLs=urls, isLearner=learner, max_learners=max_learners)
+
+
+def test_M4_an_addition_is_refused_for_a_removed_id_then_a_known_id_then_a_known_url_then_learners() -> None:
+    """Each of these is wrong in every way that the ones before it are not."""
+    membership = founded(voter(A), voter(B), Member(ID=C, isLearner=True, peerURLs=["http://h:30"]))
+    membership.execute(REMOVE, change(B))
+    taken = "http://h:10"
+    cases: list[tuple[MemberChange, Status | None]] = [
+        (change(B, taken, learner=True, max_learners=1), errors.MEMBER_NOT_FOUND),
+        (change(A, taken, learner=True, max_learners=1), errors.MEMBER_EXIST),
+        (change(40, "http://x:1", taken, learner=True, max_learners=1), errors.PEER_URL_EXIST),
+        (change(40, "http://x:1", learner=True, max_learners=1), errors.TOO_MANY_LEARNERS),
+        (change(40, "http://x:1", learner=True, max_learners=2), None),
+        (change(40, "http://x:1", learner=True), None),
+        (change(40, "http://x:1", max_learners=0), None),
+        (change(40, "http://h:20"), None),  # a removed member's URL is free
+    ]
+    for asked, status in cases:
+        assert membership.check(ADD, asked) == status, asked
+
+
+def test_M7_an_added_member_has_neither_name_nor_client_urls() -> None:
+    membership = founded(voter(A))
+    asked = change(B, "http://x:1", "http://x:2", learner=True)
+    asked.name, asked.clientURLs[:] = "b", ["http://c:1"]
+    membership.execute(ADD, asked)
+    assert membership.get(B) == Member(ID=B, peerURLs=["http://x:1", "http://x:2"], isLearner=True)
+
+
+@pytest.mark.parametrize("op", [REMOVE, UPDATE, PROMOTE])
+def test_M16_M17_no_change_names_an_unknown_or_a_removed_member(op: Op) -> None:
+    membership = founded(voter(A), voter(B), voter(C))
+    assert membership.check(op, change(40, "http://x:1")) == errors.MEMBER_NOT_FOUND
+    membership.execute(REMOVE, change(B))
+    assert membership.check(op, change(B, "http://x:1")) == errors.MEMBER_NOT_FOUND
+    assert membership.is_removed(B)
+    assert not membership.is_removed(A)
+
+
+def test_the_last_voter_stays() -> None:
+    membership = founded(voter(A), voter(B))
+    assert membership.check(REMOVE, change(A)) is None
+    membership.execute(REMOVE, change(A))
+    membership.execute(ADD, change(C, "http://x:1", learner=True))
+    assert membership.check(REMOVE, change(B)) == errors.MEMBER_NOT_ENOUGH_STARTED
+    assert membership.check(REMOVE, change(C)) is None
+
+
+def test_M20_M22_an_update_changes_the_peer_urls_and_nothing_else() -> None:
+    learner = Member(ID=B, name="b", peerURLs=["http://h:20"], clientURLs=["http://c:2"], isLearner=True)
+    membership = founded(voter(A), learner)
+    assert membership.check(UPDATE, change(B, "http://h:20", "http://h:10")) == errors.PEER_URL_EXIST
+    same_and_new = change(B, "http://h:20", "http://x:1")
+    assert membership.check(UPDATE, same_and_new) is None
+    membership.execute(UPDATE, same_and_new)
+    learner.peerURLs[:] = ["http://h:20", "http://x:1"]
+    assert membership.get(B) == learner
+
+
+def test_M24_only_a_learner_is_promoted_and_it_keeps_the_rest() -> None:
+    learner = Member(ID=B, name="b", peerURLs=["http://h:20"], clientURLs=["http://c:2"], isLearner=True)
+    membership = founded(voter(A), learner)
+    assert membership.check(PROMOTE, change(A)) == errors.MEMBER_NOT_LEARNER
+    assert membership.check(PROMOTE, change(B)) is None
+    membership.execute(PROMOTE, change(B))
+    learner.isLearner = False
+    assert membership.get(B) == learner
+
+
+def test_every_change_is_counted_and_a_member_once_handed_out_stays_as_it_is() -> None:
+    membership = founded(voter(A), Member(ID=B, isLearner=True))
+    seen = [membership.changes]
+    before = membership.members()
+    copies = [member.SerializeToString() for member in before]
+    publish = Publish(member_id=B, name="b", client_urls=["http://c:2"]).SerializeToString()
+    steps: list[Callable[[], list[tuple[bytes, bytes]]]] = [
+        lambda: membership.publish(publish),
+        lambda: membership.execute(UPDATE, change(B, "http://x:1")),
+        lambda: membership.execute(PROMOTE, change(B)),
+        lambda: membership.execute(ADD, change(C, "http://x:2")),
+        lambda: membership.execute(REMOVE, change(B)),
+        lambda: membership.set_cluster_version(ClusterVersion(version="3.7.0").SerializeToString()),
+    ]
+    for step in steps:
+        assert len(step()) == 1
+        seen.append(membership.changes)
+    assert seen == sorted(set(seen))
+    assert [member.SerializeToString() for member in before] == copies
+    membership.publish(publish)  # no member any more
+    assert membership.changes == seen[-1]
