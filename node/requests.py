@@ -68,8 +68,9 @@ MORE: Final = 0x80
 AUTHENTICATED: Final = 1
 """Record flag: between record and body stand the auth revision (8 bytes) and the user's name."""
 
+FIRST_CHANGE_SEQUENCE: Final = 1 << 61
 FIRST_READ_SEQUENCE: Final = 1 << 62
-"""Reads are numbered apart from proposals, so that a batch of proposals is always gapless."""
+"""Changes of members and reads are numbered apart from proposals, so that a batch of proposals is always gapless."""
 
 
 class Batch(NamedTuple):

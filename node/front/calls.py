@@ -14,19 +14,31 @@ from typing import Final, Protocol
 from kvorum import errors
 from kvorum.errors import Code, Status
 from node.frames import HEADER_BYTES, Kind, Process
-from node.requests import FIRST_READ_SEQUENCE, MORE, READ, RECORD, REPLY, Op, pack_batch
+from node.requests import (
+    FIRST_CHANGE_SEQUENCE,
+    FIRST_READ_SEQUENCE,
+    MORE,
+    READ,
+    RECORD,
+    REPLY,
+    Op,
+    pack_batch,
+    pack_record,
+)
 
 MAX_PROPOSALS: Final = 20_000
 MAX_PROPOSAL_BYTES: Final = 64 << 20
 MAX_READS: Final = 100_000
-"""Bounds on what is under way between this front and apply; beyond them a call is refused at once."""
+MAX_CHANGES: Final = 100
+"""Bounds on what is under way between this front, raft and apply; beyond them a call is refused at once."""
 
 BATCH_BYTES: Final = 1 << 20
 """A batch for raft is closed at this size, since a log entry should stay below it."""
 
 
-UNTIMED: Final = frozenset({Op.RANGE, Op.RANGE_STREAM, Op.COMPACT, Op.DEFRAGMENT, Op.HASH, Op.HASH_KV})
-"""Work that may rightly take longer than the request timeout; it ends with the client's deadline."""
+UNTIMED: Final = frozenset({Op.RANGE, Op.RANGE_STREAM, Op.COMPACT, Op.DEFRAGMENT, Op.HASH, Op.HASH_KV, Op.MOVE_LEADER})
+"""Work that may rightly take longer than the request timeout; it ends with the client's deadline. The wait for a new
+leader is raft's to end, with an error of its own (MA25)."""
 
 
 class Sink(Protocol):
@@ -80,6 +92,8 @@ class Calls:
         self._next_proposal = 1
         self._reads: list[bytes] = []
         self._next_read = FIRST_READ_SEQUENCE
+        self._changes: dict[int, float] = {}  # sent at, by sequence; answered in any order
+        self._next_change = FIRST_CHANGE_SEQUENCE
         # what is under way, oldest first: (sent at, first sequence, sequence after the last, bytes)
         self._sent_proposals: deque[tuple[float, int, int, int]] = deque()
         self._sent_reads: deque[tuple[float, int, int, int]] = deque()
@@ -125,6 +139,21 @@ class Calls:
         self._reads.append(READ.pack(len(body), op, 0, 0, sequence) + body)
         if not self._flush_armed:
             self._arm()
+
+    def change(self, sink: Sink, token: int, op: int, body: bytes) -> None:
+        """Asks raft for a change of the members or of the leader, at once; the sink gets its answer.
+
+        These are few, and raft looks into each of them, so each is a batch of its own.
+        """
+        if len(self._changes) >= MAX_CHANGES:
+            sink.fail(token, *errors.REQUEST_TOO_MANY_REQUESTS)
+            return
+        sequence = self._next_change
+        self._next_change += 1
+        self._waiting[sequence] = (sink, token, op not in UNTIMED)
+        self._changes[sequence] = self._now()
+        batch = pack_batch(self._origin, self._member, self._incarnation, sequence, [pack_record(op, body)])
+        self._send(Process.RAFT, Kind.CHANGES, batch)
 
     def _arm(self) -> None:
         """A lone call leaves at once: waiting for the turn to end would gather nothing."""
@@ -183,10 +212,12 @@ class Calls:
                 call = waiting.pop(sequence, None)
                 if call is not None:
                     call[0].fail(call[1], code, body.decode())
-            if sequence < FIRST_READ_SEQUENCE:
+            if sequence < FIRST_CHANGE_SEQUENCE:
                 last_proposal = sequence
-            else:
+            elif sequence >= FIRST_READ_SEQUENCE:
                 last_read = sequence
+            else:
+                self._changes.pop(sequence, None)
         if last_proposal:
             sent = self._sent_proposals
             while sent and sent[0][2] <= last_proposal + 1:
@@ -204,9 +235,14 @@ class Calls:
                 _, first, end, size = sent.popleft()
                 self.proposal_bytes -= size
                 self._fail([n for n in range(first, end) if n in self._waiting and self._waiting[n][2]], errors.TIMEOUT)
+        late = [n for n, sent_at in self._changes.items() if sent_at < before and self._waiting[n][2]]
+        for sequence in late:
+            del self._changes[sequence]
+        self._fail(late, errors.TIMEOUT)
 
     def fail_all(self, status: Status = errors.STOPPED) -> None:
         """The member stops: everything that still waits ends with `status`."""
+        self._changes.clear()
         self._fail(list(self._waiting), status)
 
     def _fail(self, sequences: list[int], status: Status) -> None:

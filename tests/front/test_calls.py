@@ -7,8 +7,19 @@ from collections.abc import Callable
 from kvorum import errors
 from node.frames import HEADER_BYTES, Kind, Process, pack
 from node.front import calls as module
-from node.front.calls import BATCH_BYTES, Calls
-from node.requests import FIRST_READ_SEQUENCE, MORE, READ, RECORD, REPLY, Op, batches
+from node.front.calls import BATCH_BYTES, MAX_CHANGES, Calls
+from node.requests import (
+    FIRST_CHANGE_SEQUENCE,
+    FIRST_READ_SEQUENCE,
+    MORE,
+    READ,
+    RECORD,
+    REPLY,
+    Op,
+    batches,
+    pack_batch,
+    pack_record,
+)
 
 ORIGIN = Process.FRONT + 3
 MEMBER, INCARNATION = 0x8E9E05C52164694D, 77
@@ -192,3 +203,65 @@ def test_answers_take_their_share_of_a_frame_exactly() -> None:
     assert len(frame) == HEADER_BYTES + REPLY.size
     h.calls.on_replies(frame)
     assert h.sink.said == [("reply", 1, b"")]
+
+
+def test_a_change_is_sent_at_once_in_a_batch_of_its_own() -> None:
+    h = Harness()
+    h.busy()
+    h.calls.propose(h.sink, 1, Op.PUT, b"a")
+    h.calls.change(h.sink, 2, Op.MEMBER_ADD, b"m")
+    h.calls.change(h.sink, 3, Op.MOVE_LEADER, b"l")
+    assert h.sent == [
+        (
+            Process.RAFT,
+            Kind.CHANGES,
+            pack_batch(ORIGIN, MEMBER, INCARNATION, FIRST_CHANGE_SEQUENCE + i, [pack_record(op, body)]),
+        )
+        for i, (op, body) in enumerate([(Op.MEMBER_ADD, b"m"), (Op.MOVE_LEADER, b"l")])
+    ]
+    h.turn()
+    (batch,) = batches(h.sent[2][2])
+    assert (batch.first_sequence, batch.size) == (1, 1)  # proposals leave no number out
+    h.answer((FIRST_CHANGE_SEQUENCE + 1, 9, b"no"), (FIRST_CHANGE_SEQUENCE, 0, b"yes"))
+    assert h.sink.said == [("fail", 3, 9, "no"), ("reply", 2, b"yes")]
+
+
+def test_an_answered_change_ends_no_older_request_s_wait() -> None:
+    """It may be refused long before a request that was sent first is executed; that one still has its time-out."""
+    h = Harness(timeout_s=7)
+    h.calls.propose(h.sink, 1, Op.PUT, b"a")
+    h.calls.read(h.sink, 2, Op.MEMBER_LIST, b"")
+    h.turn()
+    h.calls.change(h.sink, 3, Op.MEMBER_ADD, b"m")
+    h.answer((FIRST_CHANGE_SEQUENCE, 0, b"yes"))
+    assert h.calls.proposal_bytes == 1
+    h.time = 7.1
+    h.calls.expire()
+    assert h.sink.said == [("reply", 3, b"yes"), ("fail", 1, *errors.TIMEOUT), ("fail", 2, *errors.TIMEOUT)]
+
+
+def test_a_change_times_out_but_for_a_transfer_which_raft_ends() -> None:
+    h = Harness(timeout_s=7)
+    h.calls.change(h.sink, 1, Op.MEMBER_ADD, b"m")
+    h.calls.change(h.sink, 2, Op.MOVE_LEADER, b"l")
+    h.time = 7.1
+    h.calls.expire()
+    assert h.sink.said == [("fail", 1, *errors.TIMEOUT)]
+    h.answer((FIRST_CHANGE_SEQUENCE, 0, b"late"), (FIRST_CHANGE_SEQUENCE + 1, 0, b"moved"))
+    assert h.sink.said[1:] == [("reply", 2, b"moved")]
+    h.calls.change(h.sink, 3, Op.MEMBER_ADD, b"m")
+    h.calls.fail_all()
+    h.time = 20.0
+    h.calls.expire()
+    assert h.sink.said[2:] == [("fail", 3, *errors.STOPPED)]
+
+
+def test_changes_under_way_are_bounded() -> None:
+    h = Harness()
+    for token in range(MAX_CHANGES + 1):
+        h.calls.change(h.sink, token, Op.MEMBER_ADD, b"m")
+    assert h.sink.said == [("fail", MAX_CHANGES, *errors.REQUEST_TOO_MANY_REQUESTS)]
+    assert len(h.sent) == MAX_CHANGES
+    h.answer((FIRST_CHANGE_SEQUENCE, 0, b""))
+    h.calls.change(h.sink, 0, Op.MEMBER_ADD, b"m")
+    assert len(h.sent) == MAX_CHANGES + 1
