@@ -2,7 +2,7 @@
 
 Names, types and labels are those that dashboards and alerts for this API read. A process hands its figures over as a
 plain dict, `name -> figure`: a number; for a histogram what `Histogram.snapshot` gives; for a series with labels a list
-of `[[label values], number]`. Figures of one name from several processes add up.
+of `[[label values], number or snapshot]`. Figures of one name from several processes add up.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ LEASE_TTL_BOUNDS_S: Final = _doubling(1, 24)
 COMPACTION_PAUSE_BOUNDS_MS: Final = _doubling(1, 13)
 COMPACTION_TOTAL_BOUNDS_MS: Final = _doubling(100, 14)
 INDEX_PAUSE_BOUNDS_MS: Final = _doubling(0.5, 14)
+ROUND_TRIP_BOUNDS_S: Final = _doubling(0.0001, 16)
 
 
 def _counter(name: str, text: str, *labels: str) -> Series:
@@ -78,8 +79,8 @@ def _gauge(name: str, text: str, *labels: str) -> Series:
     return Series(name, SeriesType.GAUGE, text, labels)
 
 
-def _histogram(name: str, bounds: tuple[float, ...], text: str) -> Series:
-    return Series(name, SeriesType.HISTOGRAM, text, (), bounds)
+def _histogram(name: str, bounds: tuple[float, ...], text: str, *labels: str) -> Series:
+    return Series(name, SeriesType.HISTOGRAM, text, labels, bounds)
 
 
 _RAFT: Final = (
@@ -96,6 +97,16 @@ _RAFT: Final = (
     _counter("etcd_server_slow_read_indexes_total", "Read index asks that had to be repeated."),
     _counter("etcd_server_learner_promote_successes", "Learners promoted while this member led."),
     _counter("etcd_server_learner_promote_failures", "Promotions refused while this member led."),
+    _gauge("etcd_network_known_peers", "1 for each other member.", "Local", "Remote"),
+    _gauge("etcd_network_active_peers", "1 for each other member that takes messages.", "Local", "Remote"),
+    _counter("etcd_network_disconnected_peers_total", "Connections to other members lost.", "Local", "Remote"),
+    _counter("etcd_network_peer_sent_bytes_total", "Bytes of messages sent to a member.", "To"),
+    _counter("etcd_network_peer_sent_failures_total", "Messages to a member that were dropped.", "To"),
+    _counter("etcd_network_peer_received_bytes_total", "Bytes of messages received from a member.", "From"),
+    _counter("etcd_network_peer_received_failures_total", "Batches of a member that were no messages.", "From"),
+    _histogram(
+        "etcd_network_peer_round_trip_time_seconds", ROUND_TRIP_BOUNDS_S, "Round trips of probes to a member.", "To"
+    ),
 )
 
 _APPLY: Final = (
@@ -210,9 +221,9 @@ def add(total: Any, figure: Any) -> Any:
             "count": total["count"] + figure["count"],
         }
     if isinstance(figure, list):
-        sums = {tuple(labels): number for labels, number in total}
-        for labels, number in figure:
+        sums = {tuple(labels): value for labels, value in total}
+        for labels, value in figure:
             key = tuple(labels)
-            sums[key] = sums.get(key, 0) + number
-        return [[list(key), number] for key, number in sums.items()]
+            sums[key] = add(sums[key], value) if key in sums else value
+        return [[list(key), value] for key, value in sums.items()]
     return total + figure

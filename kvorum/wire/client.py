@@ -32,6 +32,9 @@ _WRITE_LOW = 64 * 1024
 
 GivenMetadata = Mapping[str, str | bytes | Iterable[str | bytes]]
 
+ConnectionCheck = Callable[[asyncio.BaseTransport], str | None]
+"""Is shown a connection that has been made, after the TLS handshake; a text refuses it."""
+
 
 class RpcError(Exception):
     """A call ended with a status other than OK."""
@@ -55,9 +58,11 @@ class Channel:
         tls: ssl.SSLContext | None = None,
         server_name: str | None = None,
         limits: ClientLimits | None = None,
+        check: ConnectionCheck | None = None,
     ) -> None:
         """`server_name` is what the server's certificate must be for, instead of the host."""
         self.address = address
+        self.check = check
         self.limits = limits if limits is not None else ClientLimits()
         self._tls = tls
         self._server_name = server_name
@@ -353,6 +358,7 @@ class ClientProtocol(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._flush_scheduled = False
+        self._refusal: str | None = None
         self.became_ready: asyncio.Future[None] = self._loop.create_future()
         """Done when the server's SETTINGS have come; fails with ConnectionError when the connection ends before."""
         self.lost: asyncio.Future[None] = self._loop.create_future()
@@ -362,8 +368,12 @@ class ClientProtocol(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=_WRITE_HIGH, low=_WRITE_LOW)
         session: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
         self.connection = self._channel.new_connection(self)
+        check = self._channel.check
         if session is not None and session.selected_alpn_protocol() != "h2":
-            self.connection.lost("the server does not offer HTTP/2")
+            self._refusal = "the server does not offer HTTP/2"
+        elif check is not None:
+            self._refusal = check(transport)
+        if self._refusal is not None:
             self._transport.abort()
             return
         self.write()
@@ -388,6 +398,8 @@ class ClientProtocol(asyncio.Protocol):
         text = str(exc) if exc is not None else self.connection.going_text or "connection closed by the server"
         if self.connection.fault is not None:
             text = self.connection.fault.text
+        if self._refusal is not None:
+            text = self._refusal
         self.connection.lost(text)
         self._transport = None
         if not self.became_ready.done():

@@ -63,12 +63,15 @@ def render(by_process: Mapping[int, Figures], asked: Iterable[int], member: Figu
 
 
 def _family(series: Series, figure: Any) -> Metric:
-    if series.type is SeriesType.HISTOGRAM:
-        assert len(figure["buckets"]) == len(series.bounds) + 1, f"{series.name} was counted in other buckets"
-        bounds = [_bound(bound) for bound in (*series.bounds, math.inf)]
-        buckets = list(zip(bounds, accumulate(figure["buckets"]), strict=True))
-        return HistogramMetricFamily(series.name, series.help, buckets=buckets, sum_value=figure["sum"])
     numbers = figure if series.labels else [((), figure)]
+    if series.type is SeriesType.HISTOGRAM:
+        bounds = [_bound(bound) for bound in (*series.bounds, math.inf)]
+        histogram = HistogramMetricFamily(series.name, series.help, labels=series.labels)
+        for values, counted in numbers:
+            assert len(counted["buckets"]) == len(bounds), f"{series.name} was counted in other buckets"
+            buckets = list(zip(bounds, accumulate(counted["buckets"]), strict=True))
+            histogram.add_metric(values, buckets=buckets, sum_value=counted["sum"])
+        return histogram
     if series.name in BARE_COUNTERS:
         bare = Metric(series.name, series.help, "counter")
         bare.samples = [Sample(series.name, dict(zip(series.labels, values, strict=True)), n) for values, n in numbers]

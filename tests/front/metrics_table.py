@@ -124,7 +124,7 @@ os_fd_used gauge
 _BBOLT = "a phase of bbolt's commit; the store has no such phases"
 _V2 = "the v2 store, which does not exist any more"
 _PROXY = "counted by the proxy, not by a member"
-_PEERS = "counted between members"
+_STREAMS = "its labels are not known"
 _SNAPSHOTS = "counted where snapshots are installed or sent to members"
 _NO_CLOCK = "would cost two readings of the clock per request"
 
@@ -151,15 +151,7 @@ ABSENT: Final = {
     "etcd_grpc_proxy_cache_misses_total": _PROXY,
     "etcd_grpc_proxy_events_coalescing_total": _PROXY,
     "etcd_grpc_proxy_watchers_coalescing_total": _PROXY,
-    "etcd_network_active_peers": _PEERS,
-    "etcd_network_disconnected_peers_total": _PEERS,
-    "etcd_network_known_peers": _PEERS,
-    "etcd_network_peer_received_bytes_total": _PEERS,
-    "etcd_network_peer_received_failures_total": _PEERS,
-    "etcd_network_peer_round_trip_time_seconds": _PEERS,
-    "etcd_network_peer_sent_bytes_total": _PEERS,
-    "etcd_network_peer_sent_failures_total": _PEERS,
-    "etcd_network_server_stream_failures_total": _PEERS,
+    "etcd_network_server_stream_failures_total": _STREAMS,
     "etcd_network_snapshot_receive_failures": _SNAPSHOTS,
     "etcd_network_snapshot_receive_inflights_total": _SNAPSHOTS,
     "etcd_network_snapshot_receive_success": _SNAPSHOTS,
@@ -180,6 +172,14 @@ ABSENT: Final = {
 """Series that a member does not publish, and why."""
 
 LABELS_ADDED: Final = {
+    "etcd_network_active_peers": ("Local", "Remote"),
+    "etcd_network_disconnected_peers_total": ("Local", "Remote"),
+    "etcd_network_known_peers": ("Local", "Remote"),
+    "etcd_network_peer_received_bytes_total": ("From",),
+    "etcd_network_peer_received_failures_total": ("From",),
+    "etcd_network_peer_round_trip_time_seconds": ("To",),
+    "etcd_network_peer_sent_bytes_total": ("To",),
+    "etcd_network_peer_sent_failures_total": ("To",),
     "etcd_server_healthcheck": ("name", "type"),
     "etcd_server_healthchecks_total": ("name", "status", "type"),
 }

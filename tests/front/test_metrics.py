@@ -31,12 +31,8 @@ def every_figure() -> Figures:
     """A figure for each series that a process gives, as the processes would."""
     figures: Figures = {}
     for series in SERIES.values():
-        if series.type is SeriesType.HISTOGRAM:
-            figures[series.name] = histogram(series.name).snapshot()
-        elif series.labels:
-            figures[series.name] = [[["x"] * len(series.labels), 1]]
-        else:
-            figures[series.name] = 1
+        figure: Any = histogram(series.name).snapshot() if series.type is SeriesType.HISTOGRAM else 1
+        figures[series.name] = [[["x"] * len(series.labels), figure]] if series.labels else figure
     del figures["kvorum_process_up"]
     return figures
 
@@ -95,10 +91,13 @@ def test_every_series_has_a_help_line() -> None:
         ("etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds", "1", "4096", 13),
         ("etcd_debugging_mvcc_db_compaction_total_duration_milliseconds", "100", "819200", 14),
         ("etcd_debugging_mvcc_index_compaction_pause_duration_milliseconds", "0.5", "4096", 14),
+        ("etcd_network_peer_round_trip_time_seconds", "0.0001", "3.2768", 16),
     ],
 )
 def test_buckets_are_those_of_the_reference(name: str, first: str, last: str, count: int) -> None:
-    page = render({1: {name: histogram(name).snapshot()}}, [], {}).decode()
+    snapshot: Any = histogram(name).snapshot()
+    labels = SERIES[name].labels
+    page = render({1: {name: [[["x"] * len(labels), snapshot]] if labels else snapshot}}, [], {}).decode()
     bounds = [line.partition('le="')[2].partition('"')[0] for line in page.splitlines() if "_bucket{" in line]
     assert (bounds[0], bounds[-2], bounds[-1], len(bounds)) == (first, last, "+Inf", count + 1)
 
@@ -113,6 +112,20 @@ def test_a_histogram_is_cumulative_and_its_bounds_are_inclusive() -> None:
     assert buckets == {"0.001": 2, "0.002": 3, "4.096": 3, "8.192": 4, "+Inf": 6}
     assert page[f"{name}_count", ()] == 6
     assert page[f"{name}_sum", ()] == pytest.approx(117.1941)
+
+
+def test_a_histogram_with_labels_is_one_for_each_of_their_values() -> None:
+    name = "etcd_network_peer_round_trip_time_seconds"
+    near, far = histogram(name), histogram(name)
+    near.observe(0.0001)
+    far.observe(0.3)
+    figure = [[["a"], near.snapshot()], [["b"], far.snapshot()]]
+    page = samples(render({1: {name: figure}, 2: {name: [[["b"], far.snapshot()]]}}, [], {}))
+    assert page[f"{name}_bucket", (("To", "a"), ("le", "0.0001"))] == 1
+    assert page[f"{name}_count", (("To", "a"),)] == 1
+    assert page[f"{name}_bucket", (("To", "b"), ("le", "0.2048"))] == 0
+    assert page[f"{name}_count", (("To", "b"),)] == 2
+    assert page[f"{name}_sum", (("To", "b"),)] == pytest.approx(0.6)
 
 
 def test_figures_of_several_processes_add_up() -> None:

@@ -1,0 +1,91 @@
+"""Who speaks to whom: the metadata of every stream between members, and whether a member takes the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+from kvorum import API_VERSION
+from kvorum.errors import Code
+from kvorum.wire.grpc import Metadata
+
+CLUSTER: Final = "kvorum-cluster-id"
+FROM: Final = "kvorum-from-member"
+TO: Final = "kvorum-to-member"
+VERSION: Final = "kvorum-api-version"
+
+REMOVED: Final = "the member has been permanently removed from the cluster"
+"""What a removed member is told; hearing it, it ends."""
+
+
+class StreamRefused(Exception):
+    """A stream of another member's is not taken: the gRPC status it ends with."""
+
+    def __init__(self, code: Code, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """One member of a cluster."""
+
+    cluster_id: int
+    member_id: int
+    version: str = API_VERSION
+
+    def metadata(self, to: int) -> dict[str, str]:
+        """What a stream of this member's to the member `to` says."""
+        return {
+            CLUSTER: f"{self.cluster_id:x}",
+            FROM: f"{self.member_id:x}",
+            TO: f"{to:x}",
+            VERSION: self.version,
+        }
+
+    def sender(self, metadata: Metadata, removed: Collection[int]) -> int:
+        """The member that opens a stream with this metadata to this member; raises StreamRefused.
+
+        The order is from what makes all else meaningless to what is the sender's alone: only a member of this cluster
+        that means this member can learn that it was removed.
+        """
+        version = _text(metadata, VERSION)
+        cluster, sender, to = _id(metadata, CLUSTER), _id(metadata, FROM), _id(metadata, TO)
+        if version.partition(".")[0] != self.version.partition(".")[0]:
+            text = f"member {self.member_id:x} speaks API version {self.version}, not {_shown(version)}"
+        elif cluster != self.cluster_id:
+            text = f"member {self.member_id:x} is of cluster {self.cluster_id:x}, not of cluster {cluster:x}"
+        elif to != self.member_id:
+            text = f"here is member {self.member_id:x}, not member {to:x}"
+        elif sender == self.member_id:
+            text = f"here is member {self.member_id:x} itself"
+        elif sender in removed:
+            text = REMOVED
+        else:
+            return sender
+        raise StreamRefused(Code.FAILED_PRECONDITION, text)
+
+
+def _text(metadata: Metadata, name: str) -> str:
+    values = metadata.get(name, ())
+    if len(values) != 1 or not isinstance(values[0], str):
+        raise StreamRefused(Code.INVALID_ARGUMENT, f"a stream between members must have one {name}")
+    return values[0]
+
+
+def _id(metadata: Metadata, name: str) -> int:
+    text = _text(metadata, name)
+    try:
+        number = int(text, 16) if len(text) <= 16 and text.isalnum() and text.isascii() else 0
+    except ValueError:
+        number = 0
+    if not number:
+        raise StreamRefused(Code.INVALID_ARGUMENT, f"{name} must be an id in hexadecimal")
+    return number
+
+
+def _shown(text: str) -> str:
+    """What a peer sent, fit for a message."""
+    return ascii(text[:40])

@@ -1,0 +1,316 @@
+"""Raft's transport over sockets: a connection to every other member, and a server for theirs.
+
+transport = PeerTransport(identity=…, listeners=…, tls=…, members=…, cluster_version=…, logger=…)
+await transport.start(handlers)      # inside the running loop
+transport.set_members(urls, removed)
+transport.send(messages)
+await transport.close()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Final, cast
+
+from kvorum.pb.rpc_pb2 import Member
+from kvorum.wire.client import Channel
+from kvorum.wire.routes import StreamOpen
+from kvorum.wire.server import AcceptedProtocol, Server
+from node.child import Listener
+from node.log import Level, Logger
+from node.raft.core import Message
+from node.raft.peers.channel import limit_unsent, peer_channel
+from node.raft.peers.identity import Identity
+from node.raft.peers.incoming import PEER_SERVER_LIMITS, Incoming
+from node.raft.peers.pages import PeerPages
+from node.raft.peers.peer import Peer, PeerState
+from node.raft.peers.tls import PeerTls, certificate_of
+from node.raft.transport import TransportHandlers
+from node.stats import Figures
+
+PROBE_INTERVAL_S: Final = 1.0
+
+CLOCK_DRIFT_S: Final = 1.0
+"""How far apart the clocks of two members may be before it is said: leases and certificates live by them."""
+
+SAY_AGAIN_S: Final = 30.0
+"""The same line about the same member is not written again so soon."""
+
+SAID_MAX: Final = 1000
+
+BACKLOG: Final = 1024
+
+SendSnapshot = Callable[[Message, str], None]
+
+
+class PeerTransport:
+    """See `node.raft.transport.Transport`."""
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        listeners: Sequence[Listener],
+        tls: PeerTls | None,
+        members: Callable[[], Sequence[Member]],
+        cluster_version: Callable[[], str],
+        logger: Logger,
+        routes: Mapping[str, StreamOpen] | None = None,
+        send_snapshot: SendSnapshot | None = None,
+    ) -> None:
+        """`listeners` are bound sockets, which are this object's from now on. `members` and `cluster_version` are for
+        the pages of the peer port. `routes` are further streaming methods of the server, `send_snapshot` does what
+        `Transport.send_snapshot` says. Without `tls` no URL of a member can be https or unixs."""
+        self.identity = identity
+        self.loop = asyncio.get_running_loop()
+        self.removed: Collection[int] = frozenset()
+        self._listeners = tuple(listeners)
+        self._tls = tls
+        self._logger = logger
+        self._send_snapshot = send_snapshot
+        self._peers: dict[int, Peer] = {}
+        self._members: dict[int, tuple[str, ...]] = {}
+        self._incoming = Incoming(self)
+        self._pages = PeerPages(identity.cluster_id, members, cluster_version)
+        self._routes = dict(routes) if routes is not None else {}
+        self._servers: list[tuple[asyncio.Server, Server]] = []
+        self._handlers: TransportHandlers | None = None
+        self._unreachable: dict[int, None] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._said: dict[tuple[int, str], float] = {}
+        self._told_removed = False
+        self._closed = False
+
+    # life
+
+    async def start(self, handlers: TransportHandlers) -> None:
+        """Take connections, and make them. Raises OSError and ssl.SSLError for TLS files that cannot be used."""
+        assert self._handlers is None
+        self._handlers = handlers
+        for listener in self._listeners:
+            await self._listen(listener)
+            self._logger.info("serving peer traffic", address=str(listener.url))
+        for peer in self._peers.values():
+            peer.connect()
+        self._timer = self.loop.call_later(PROBE_INTERVAL_S, self._probe)
+
+    async def close(self) -> None:
+        """End all connections: the other members learn of it at once."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for peer in self._peers.values():
+            peer.close()
+        for listener, _ in self._servers:
+            listener.close()
+        self._incoming.end_all()
+        await asyncio.gather(*[server.shutdown(0.5) for _, server in self._servers])
+        for listener, _ in self._servers:
+            await listener.wait_closed()
+        while self._leaving:
+            await asyncio.wait(self._leaving)
+
+    # Transport
+
+    def set_members(self, urls: Mapping[int, Sequence[str]], removed: Collection[int]) -> None:
+        """See Transport."""
+        self.removed = frozenset(removed)
+        assert self.identity.member_id not in urls, "a member is no peer of itself"
+        for member in [member for member in self._peers if member not in urls]:
+            self._peers.pop(member).close()
+        for member, member_urls in urls.items():
+            peer_or_none = self._peers.get(member)
+            if peer_or_none is None:
+                peer = self._peers[member] = Peer(member, member_urls, self)
+                if self._handlers is not None and not self._closed:
+                    peer.connect()
+            else:
+                peer_or_none.set_urls(member_urls)
+        self._incoming.expel(self.removed)
+
+    def send(self, messages: Sequence[Message]) -> None:
+        """See Transport."""
+        peers = self._peers
+        dirty: dict[int, list[Message]] = {}
+        for message in messages:
+            to = message.to
+            batch = dirty.get(to)
+            if batch is None:
+                dirty[to] = [message]
+            else:
+                batch.append(message)
+        for to, batch in dirty.items():
+            peer = peers.get(to)
+            if peer is None:
+                self.unreachable(to)
+            else:
+                peer.send(batch)
+                peer.flush()
+
+    def forward(self, member: int, payload: bytes) -> None:
+        """See Transport."""
+        peer = self._peers.get(member)
+        if peer is not None:
+            peer.forward(payload)
+
+    def send_snapshot(self, message: Message, path: str) -> None:
+        """See Transport."""
+        assert self._send_snapshot is not None
+        self._send_snapshot(message, path)
+
+    def connected_since(self, member: int) -> float | None:
+        """See Transport."""
+        peer = self._peers.get(member)
+        return peer.connected_since if peer is not None else None
+
+    def figures(self) -> Figures:
+        """What is published of the connections between members."""
+        me = f"{self.identity.member_id:x}"
+        peers = [(f"{member:x}", peer) for member, peer in self._peers.items()]
+        counts = [(f"{member:x}", counts) for member, counts in self._incoming.counts.items()]
+        return {
+            "etcd_network_known_peers": [[[me, name], 1] for name, _ in peers],
+            "etcd_network_active_peers": [[[me, name], int(peer.state is PeerState.CONNECTED)] for name, peer in peers],
+            "etcd_network_disconnected_peers_total": [[[me, name], peer.losses] for name, peer in peers],
+            "etcd_network_peer_sent_bytes_total": [[[name], peer.sent_bytes] for name, peer in peers],
+            "etcd_network_peer_sent_failures_total": [[[name], peer.failures] for name, peer in peers],
+            "etcd_network_peer_received_bytes_total": [[[name], count.bytes] for name, count in counts],
+            "etcd_network_peer_received_failures_total": [[[name], count.failures] for name, count in counts],
+            "etcd_network_peer_round_trip_time_seconds": [
+                [[name], peer.round_trips.snapshot()] for name, peer in peers
+            ],
+        }
+
+    # for the peers
+
+    def dial(self, url: str) -> Channel:
+        """See Surroundings."""
+        return peer_channel(url, self._tls)
+
+    def leave(self, channel: Channel) -> None:
+        """See Surroundings."""
+        task = self.loop.create_task(channel.close())
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    def unreachable(self, member: int) -> None:
+        """See Surroundings."""
+        if not self._unreachable:
+            self.loop.call_soon(self._tell_unreachable)
+        self._unreachable[member] = None
+
+    def told_removed(self, member: int) -> None:
+        """See Surroundings."""
+        self._logger.warn("a member says that this one was removed from the cluster", remote_peer_id=f"{member:x}")
+        if not self._told_removed and self._handlers is not None:
+            self._told_removed = True
+            self.loop.call_soon(self._handlers.on_removed)
+
+    def say(self, level: Level, member: int, text: str, **fields: object) -> None:
+        """See Surroundings; `member` 0: nobody in particular."""
+        now = time.monotonic()
+        key = (member, text)
+        if now < self._said.get(key, now):
+            return
+        if len(self._said) >= SAID_MAX:
+            self._said.clear()
+        self._said[key] = now + SAY_AGAIN_S
+        if member:
+            fields = {"remote_peer_id": f"{member:x}", **fields}
+        self._logger.log(level, text, **fields)
+
+    # for the receiving side
+
+    def knows(self, member: int) -> bool:
+        """See Receivers."""
+        return member in self._peers
+
+    def on_stream(self, member: int) -> None:
+        """See Receivers."""
+        peer = self._peers.get(member)
+        if peer is not None:
+            peer.hint()
+
+    def on_messages(self, sender: int, messages: list[Message]) -> None:
+        """See Receivers."""
+        if self._handlers is not None and not self._closed:
+            self._handlers.on_messages(sender, messages)
+
+    def on_forward(self, sender: int, payload: bytes) -> None:
+        """See Receivers."""
+        if self._handlers is not None and not self._closed:
+            self._handlers.on_forward(sender, payload)
+
+    # within
+
+    def _tell_unreachable(self) -> None:
+        members, self._unreachable = self._unreachable, {}
+        if self._handlers is not None and not self._closed:
+            for member in members:
+                self._handlers.on_unreachable(member)
+
+    async def _listen(self, listener: Listener) -> None:
+        secure = listener.is_secure
+        context = None
+        if secure:
+            assert self._tls is not None, "a secure listener without TLS settings"
+            context = self._tls.server_context()
+        server = Server(
+            unary=self._incoming.unary,
+            streams={**self._incoming.streams, **self._routes},
+            limits=PEER_SERVER_LIMITS,
+            http1=self._pages,
+            http2=self._pages if secure else None,
+        )
+        sock = socket.socket(fileno=listener.fd)
+        sock.setblocking(False)
+
+        def accept() -> asyncio.Protocol:
+            return PeerAccepted(server, self, self._tls if secure else None)
+
+        if sock.family == socket.AF_UNIX:
+            opened = await self.loop.create_unix_server(accept, sock=sock, ssl=context, backlog=BACKLOG)
+        else:
+            opened = await self.loop.create_server(accept, sock=sock, ssl=context, backlog=BACKLOG)
+        self._servers.append((opened, server))
+
+    def _probe(self) -> None:
+        self._timer = self.loop.call_later(PROBE_INTERVAL_S, self._probe)
+        for peer in self._peers.values():
+            peer.probe(self._on_clock)
+
+    def _on_clock(self, peer: Peer, ahead_s: float, round_trip_s: float) -> None:
+        if abs(ahead_s) > CLOCK_DRIFT_S + round_trip_s:
+            self.say(
+                Level.WARN,
+                peer.member,
+                "the clocks of two members differ",
+                clock_drift=f"{ahead_s:.3f}s",
+                rtt=f"{round_trip_s:.6f}s",
+            )
+
+
+class PeerAccepted(AcceptedProtocol):
+    """A connection of another member's, or of anyone, whose certificate is looked at first."""
+
+    def __init__(self, server: Server, transport: PeerTransport, tls: PeerTls | None) -> None:
+        super().__init__(server)
+        self._peers = transport
+        self._tls = tls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        limit_unsent(transport)
+        if self._tls is not None:
+            refusal = self._tls.refusal(certificate_of(transport))
+            if refusal is not None:
+                address = str(transport.get_extra_info("peername"))
+                self._peers.say(
+                    Level.WARN, 0, "rejected connection on peer endpoint", remote_addr=address, error=refusal
+                )
+                cast(asyncio.Transport, transport).abort()
+                return
+        super().connection_made(transport)
