@@ -3,23 +3,24 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn
 
 from kvorum import API_VERSION, __version__
-from node import datadir, listeners
-from node.config import ClusterState, Config
-from node.datadir import DataDirError, Identity
+from node import bootstrap, datadir, listeners
+from node.config import Config
+from node.datadir import DataDirError
 from node.flags import Exit, parse
-from node.flags.checks import StartFailed, check_first_start
+from node.flags.checks import StartFailed, cluster_text
 from node.flags.notes import Note
-from node.ids import initial_ids
+from node.identity import Identity
 from node.init_daemon import notify_ready
 from node.listeners import ListenFailed
 from node.log import Level, Logger, LogSettings
 from node.supervisor import Ending, Supervisor
+from node.urls import Url
 
 EXIT_FAILED: Final = 1
 
@@ -71,13 +72,10 @@ def _run_member(
     datadir.prepare(config.data_dir, config.wal_dir, log)
     lock_fd = datadir.lock(config.data_dir)
     try:
-        _provide_certificate(config, log)
+        _provide_certificates(config, log)
         bound = listeners.bind(listeners.wanted(config), config.socket_reuse_port)
         try:
-            identity = datadir.read_identity(config.data_dir)
-            if identity is None:
-                identity = _first_identity(config)
-                datadir.write_identity(config.data_dir, identity)
+            identity = bootstrap.identify(config)
             _log_start(config, identity, log)
             on_ready = partial(notify_ready, environ, log)
             ending = supervisor(config, identity, bound, lock_fd, log, on_ready=on_ready).run()
@@ -90,23 +88,31 @@ def _run_member(
     return ending
 
 
-def _first_identity(config: Config) -> Identity:
-    cluster = dict(config.initial_cluster)
-    joining = config.initial_cluster_state is ClusterState.EXISTING
-    check_first_start(config.name, cluster, config.initial_advertise_peer_urls, joining)
-    return Identity(*initial_ids(config.name, cluster, config.initial_cluster_token))
+def _provide_certificates(config: Config, log: Logger) -> None:
+    """Make the member's own certificates if that is asked for; see that all TLS files can be read."""
+    years = config.self_signed_cert_validity_years
+    if config.client_tls is not None:
+        tls = config.client_tls
+        if config.auto_tls:
+            urls = (*config.listen_client_urls, *config.listen_client_http_urls, *config.listen_metrics_urls)
+            _provide_certificate(tls.cert_file, tls.key_file, urls, years, log)
+        _check_readable(tls.cert_file, tls.key_file, tls.trusted_ca_file)
+    peers = config.peer_tls
+    if peers.auto:
+        _provide_certificate(peers.cert_file, peers.key_file, config.listen_peer_urls, years, log)
+    _check_readable(peers.cert_file, peers.key_file)
+    _check_readable(peers.client_cert_file, peers.client_key_file, peers.trusted_ca_file)
 
 
-def _provide_certificate(config: Config, log: Logger) -> None:
-    """Make the member's own certificate if that is asked for; see that all TLS files can be read."""
-    tls = config.client_tls
-    if tls is None:
-        return
-    if config.auto_tls and not (Path(tls.cert_file).exists() and Path(tls.key_file).exists()):
+def _provide_certificate(cert_file: str, key_file: str, urls: Sequence[Url], years: int, log: Logger) -> None:
+    if not (Path(cert_file).exists() and Path(key_file).exists()):
         from node.self_signed import make_certificate  # its library is large, and few ask for it
 
-        make_certificate(config, log)
-    for path in (tls.cert_file, tls.key_file, tls.trusted_ca_file):
+        make_certificate(cert_file, key_file, urls, years, log)
+
+
+def _check_readable(*paths: str) -> None:
+    for path in paths:
         if path:
             try:
                 Path(path).read_bytes()
@@ -124,6 +130,7 @@ def _log_start(config: Config, identity: Identity, log: Logger) -> None:
         wal_dir=config.wal_dir,
         member_id=f"{identity.member_id:x}",
         cluster_id=f"{identity.cluster_id:x}",
+        founder=identity.founder,
         front_workers=config.front_workers,
         heartbeat_interval_s=config.heartbeat_interval_s,
         election_timeout_s=config.election_timeout_s,
@@ -135,6 +142,8 @@ def _log_start(config: Config, identity: Identity, log: Logger) -> None:
         listen_metrics_urls=[str(url) for url in config.listen_metrics_urls],
         advertise_client_urls=[str(url) for url in config.advertise_client_urls],
         initial_advertise_peer_urls=[str(url) for url in config.initial_advertise_peer_urls],
+        initial_cluster=cluster_text(dict(config.initial_cluster)),
+        initial_cluster_state=str(config.initial_cluster_state),
         initial_cluster_token=config.initial_cluster_token,
         auto_compaction_mode=str(config.auto_compaction.mode),
         feature_gates=sorted(config.feature_gates),

@@ -22,18 +22,20 @@ class Role(StrEnum):
 
 
 class Serves(StrEnum):
-    """What a client listener serves."""
+    """What a listener serves."""
 
     ALL = "grpc+http"
     GRPC = "grpc"
     HTTP = "http"
     METRICS = "metrics"
     """/metrics and the health checks, over HTTP."""
+    PEERS = "peers"
+    """The other members: the one kind that is raft's and not the fronts'."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A bound and listening socket, shared by all fronts. `fd` is this process's own number for it."""
+    """A bound and listening socket, shared by all that are given it. `fd` is this process's own number for it."""
 
     url: Url
     serves: Serves
@@ -41,7 +43,7 @@ class Listener:
 
     @property
     def is_secure(self) -> bool:
-        """Whether connections begin with TLS (`Config.client_tls`)."""
+        """Whether connections begin with TLS (`Config.client_tls`, of a peer listener `Config.peer_tls`)."""
         return self.url.is_secure
 
     def __reduce__(self) -> tuple[type["Listener"], tuple[Url, Serves, int]]:
@@ -63,7 +65,12 @@ class ChildContext:
     """Everything that a child process knows when its `main(child)` is called.
 
     `index` numbers the fronts from 0. `run_dir` is this generation's directory for sockets, `incarnation` its 48
-    random bits. `listeners` is empty except in fronts.
+    random bits. `listeners` are those for clients in fronts, those for members in raft, none elsewhere.
+
+    `founding` is the first entry of the log of a member that founds its cluster (an internal.Founding message, the same
+    at all of its founders); it is empty for one that joined, whose log begins empty. It counts only while the log is
+    new. `remotes` are the other members and their peer URLs as they were at the first start: where to find them until
+    the log says more.
     """
 
     role: Role
@@ -77,6 +84,8 @@ class ChildContext:
     listeners: tuple[Listener, ...]
     lifeline: Lifeline
     lock: HeldFile
+    founding: bytes = b""
+    remotes: tuple[tuple[int, tuple[str, ...]], ...] = ()
 
     @property
     def title(self) -> str:

@@ -70,6 +70,39 @@ class ClientTls:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerTls:
+    """TLS between members, on the peer listeners and on connections to other members' https URLs.
+
+    Files are PEM, "" is none (without `cert_file` no peer listener is https or unixs); `cipher_suites` are OpenSSL's
+    names, () its default. The `client_` files are what this member shows where it connects; they are `cert_file` and
+    `key_file` unless given apart.
+    """
+
+    cert_file: str
+    key_file: str
+    client_cert_file: str
+    client_key_file: str
+    trusted_ca_file: str
+    client_cert_auth: bool
+    allowed_cns: tuple[str, ...]
+    """Common names that the certificate of a member that connects may have; () is any."""
+    allowed_hostnames: tuple[str, ...]
+    """Names or addresses of which such a certificate must hold one; () is any. Only one of the two is given."""
+    skip_client_san_verification: bool
+    """Do not ask that such a certificate names the address that the connection comes from."""
+    auto: bool
+    """The certificate is one that each member makes itself (--peer-auto-tls): nobody checks another's."""
+    min_version: TlsVersion
+    max_version: TlsVersion | None
+    cipher_suites: tuple[str, ...]
+
+    @property
+    def requires_client_cert(self) -> bool:
+        """A file of authorities alone asks for certificates too, as the reference does."""
+        return self.client_cert_auth or bool(self.trusted_ca_file)
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """One member's settings. `data_dir` and `wal_dir` are paths; an empty `wal_dir` means inside `data_dir`."""
 
@@ -88,15 +121,22 @@ class Config:
     initial_cluster: tuple[tuple[str, tuple[Url, ...]], ...]
     initial_cluster_token: str
     initial_cluster_state: ClusterState
+    force_new_cluster: bool
+    """Keep the data and drop all other members."""
     strict_reconfig_check: bool
     max_learners: int
 
     heartbeat_interval_s: float
     election_timeout_s: float
+    initial_election_tick_advance: bool
+    """The first election of a member that has not heard of a leader waits for less than an election timeout."""
     pre_vote: bool
     snapshot_count: int
     snapshot_catchup_entries: int
     max_wals: int
+    """Files of the log that are kept when it is cut; 0 keeps all."""
+    max_snapshots: int
+    """Files of snapshots that are kept; 0 keeps all."""
     unsafe_no_fsync: bool
 
     quota_backend_bytes: int | None
@@ -112,6 +152,7 @@ class Config:
 
     client_tls: ClientTls | None
     """None when no client or metrics listener is https or unixs."""
+    peer_tls: PeerTls
     auto_tls: bool
     """The certificate of `client_tls` is one that the member makes itself, if its file is not there yet."""
     self_signed_cert_validity_years: int

@@ -1,10 +1,10 @@
-"""A member's data directory: made, checked, locked; and who the member is, once that is decided.
+"""A member's data directory: made, checked, locked.
 
 member/wal   segments of the write-ahead log (or --wal-dir)
 member/snap  snapshots
 member/db    the database
 member/lock  locked while any process of the member lives
-member/identity  the member's and the cluster's id, decided at the first start
+member/identity  the ids of member and cluster, decided at the first start (`node.identity`)
 member/run   link to the run directory
 """
 
@@ -13,9 +13,7 @@ import os
 import stat
 import time
 from pathlib import Path
-from typing import Final, NamedTuple
-
-import orjson
+from typing import Final
 
 from node.log import Logger
 
@@ -30,13 +28,6 @@ _OWN: Final = frozenset(("member", "fixtures"))
 
 class DataDirError(Exception):
     """The data directory cannot be used; the text says why."""
-
-
-class Identity(NamedTuple):
-    """Who the member is: ids of 64 bits."""
-
-    member_id: int
-    cluster_id: int
 
 
 def prepare(data_dir: str, wal_dir: str, log: Logger) -> None:
@@ -60,7 +51,7 @@ def lock(data_dir: str, patience_s: float = LOCK_PATIENCE_S) -> int:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
     except OSError as error:
-        raise DataDirError(f"cannot access data directory: {_failure('open', path, error)}") from None
+        raise DataDirError(f"cannot access data directory: {failure('open', path, error)}") from None
     until_s = time.monotonic() + patience_s
     while True:
         try:
@@ -73,47 +64,8 @@ def lock(data_dir: str, patience_s: float = LOCK_PATIENCE_S) -> int:
             raise DataDirError(f"data directory {data_dir} is in use by another process ({path} is locked)") from None
         except OSError as error:
             os.close(fd)
-            raise DataDirError(f"cannot lock data directory: {_failure('flock', path, error)}") from None
+            raise DataDirError(f"cannot lock data directory: {failure('flock', path, error)}") from None
         return fd
-
-
-def read_identity(data_dir: str) -> Identity | None:
-    """Who the member is; None before its first start. Raises DataDirError for a file that is damaged."""
-    path = _identity_path(data_dir)
-    try:
-        fields = orjson.loads(path.read_bytes())
-        return Identity(int(fields["member-id"], 16), int(fields["cluster-id"], 16))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise DataDirError(f"cannot access data directory: {_failure('open', path, error)}") from None
-    except (ValueError, KeyError, TypeError):
-        raise DataDirError(f"{path} is damaged: it should hold the member's and the cluster's id") from None
-
-
-def write_identity(data_dir: str, identity: Identity) -> None:
-    """Decide who the member is, once and for all: on disk when this returns. Raises DataDirError."""
-    path = _identity_path(data_dir)
-    temporary = path.with_name(path.name + ".tmp")
-    text = orjson.dumps({"member-id": f"{identity.member_id:x}", "cluster-id": f"{identity.cluster_id:x}"})
-    try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)
-        with os.fdopen(fd, "wb") as file:
-            file.write(text + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-        directory_fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory_fd)
-        finally:
-            os.close(directory_fd)
-    except OSError as error:
-        raise DataDirError(f"cannot write to data directory: {_failure('write', path, error)}") from None
-
-
-def _identity_path(data_dir: str) -> Path:
-    return Path(data_dir) / "member" / "identity"
 
 
 def _touch_directory(directory: str, log: Logger) -> None:
@@ -130,7 +82,7 @@ def _touch_directory(directory: str, log: Logger) -> None:
         touch.write_bytes(b"")
         touch.unlink()
     except OSError as error:
-        raise DataDirError(f"cannot access data directory: {_failure('open', touch, error)}") from None
+        raise DataDirError(f"cannot access data directory: {failure('open', touch, error)}") from None
 
 
 def _make_directory(path: Path) -> None:
@@ -142,7 +94,7 @@ def _make_directory(path: Path) -> None:
         except FileExistsError:
             continue
         except OSError as error:
-            raise DataDirError(f"cannot access data directory: {_failure('mkdir', directory, error)}") from None
+            raise DataDirError(f"cannot access data directory: {failure('mkdir', directory, error)}") from None
     if not path.is_dir():
         raise DataDirError(f"cannot access data directory: mkdir {path}: not a directory")
 
@@ -153,5 +105,6 @@ def _warn_of_foreign_files(data_dir: str, log: Logger) -> None:
             log.warn("found invalid file under data directory", filename=path.name, data_dir=data_dir)
 
 
-def _failure(call: str, path: Path, error: OSError) -> str:
+def failure(call: str, path: Path, error: OSError) -> str:
+    """What failed and why, as the other texts of this file say it."""
     return f"{call} {path}: {(error.strerror or str(error)).lower()}"

@@ -1,6 +1,6 @@
 """The ids of a member and of its cluster: pure functions of what the first start was told (behaviour CL-4)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from hashlib import sha1
 
 from node.urls import Url
@@ -21,12 +21,3 @@ def cluster_id(member_ids: Iterable[int]) -> int:
     """A cluster's id: the same over its first members' ids, ascending, 8 bytes big-endian each."""
     packed = b"".join(member.to_bytes(8, "big") for member in sorted(member_ids))
     return int.from_bytes(sha1(packed, usedforsecurity=False).digest()[:8], "big")
-
-
-def initial_ids(name: str, initial_cluster: Mapping[str, Sequence[Url]], cluster_token: str) -> tuple[int, int]:
-    """(member id, cluster id) of the member `name` when the cluster of `initial_cluster` is formed.
-
-    `name` must be one of the cluster's.
-    """
-    ids = {member: member_id(urls, cluster_token) for member, urls in initial_cluster.items()}
-    return ids[name], cluster_id(ids.values())

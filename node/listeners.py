@@ -12,7 +12,7 @@ from node.config import Config
 from node.urls import Url
 
 BACKLOG: Final = 4096
-"""Connections that wait while no front runs; the kernel cuts it to net.core.somaxconn."""
+"""Connections that wait while no process takes them; the kernel cuts it to net.core.somaxconn."""
 
 
 class ListenFailed(Exception):
@@ -23,6 +23,7 @@ def wanted(config: Config) -> list[tuple[Url, Serves]]:
     """What is to be bound: each URL with what it serves (behaviour HT22-HT24)."""
     clients = Serves.GRPC if config.listen_client_http_urls else Serves.ALL
     return [
+        *((url, Serves.PEERS) for url in config.listen_peer_urls),
         *((url, clients) for url in config.listen_client_urls),
         *((url, Serves.HTTP) for url in config.listen_client_http_urls),
         *((url, Serves.METRICS) for url in config.listen_metrics_urls),

@@ -1,4 +1,6 @@
-"""The certificate that a member makes for itself (--auto-tls), in a process of its own: its library is large."""
+"""The certificates that a member makes for itself (--auto-tls, --peer-auto-tls), each in a process of its own: their
+library is large.
+"""
 
 import datetime
 import ipaddress
@@ -7,33 +9,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from node.config import Config
 from node.flags.checks import StartFailed
 from node.log import Logger
 from node.spawn import ChildProcess
+from node.urls import Url
 
 if TYPE_CHECKING:
     from cryptography import x509
 
 
-def make_certificate(config: Config, log: Logger) -> None:
-    """Make the files of `config.client_tls`, for the hosts of its secure listeners. Raises StartFailed."""
-    tls = config.client_tls
-    assert tls is not None
-    assert config.auto_tls
-    urls = (*config.listen_client_urls, *config.listen_client_http_urls, *config.listen_metrics_urls)
+def make_certificate(cert_file: str, key_file: str, urls: Sequence[Url], years: int, log: Logger) -> None:
+    """Make the two files, for the hosts of the secure listeners among `urls`. Raises StartFailed."""
     hosts = sorted({url.address[0] for url in urls if url.is_secure and not url.is_unix} | {"localhost"})
-    years = config.self_signed_cert_validity_years
     if years == 0:
         raise StartFailed("--self-signed-cert-validity must be >0 (set to 0)")
-    log.warn("automatically generate certificates", cert=tls.cert_file, hosts=hosts, validity_years=years)
-    process = ChildProcess(write_certificate, (tls.cert_file, tls.key_file, hosts, years), "kvorum-certificate")
+    log.warn("automatically generate certificates", cert=cert_file, hosts=hosts, validity_years=years)
+    process = ChildProcess(write_certificate, (cert_file, key_file, hosts, years), "kvorum-certificate")
     process.start()
     process.join()
     failed = process.exitcode != 0
     process.close()
     if failed:
-        raise StartFailed(f"cannot make the certificate {tls.cert_file}")
+        raise StartFailed(f"cannot make the certificate {cert_file}")
 
 
 def write_certificate(cert_file: str, key_file: str, hosts: Sequence[str], validity_years: int) -> None:

@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 
 from node.child import ChildContext, HeldFile, Listener, Role, Serves, run_child
 from node.config import Config
-from node.datadir import Identity
 from node.generation import Generation, Restarts, State
+from node.identity import Identity, founding_bytes
 from node.lifeline import TEXT_MAX_BYTES, Lifeline, Word, decode, encode
 from node.log import Logger
 from node.rundir import make_run_dir, remove_run_dir
@@ -33,6 +33,7 @@ STOP_ORDER: Final = (Role.FRONT, Role.RAFT, Role.APPLY, Role.WATCH)
 SILENCE_LIMIT_S: Final = 10.0
 STOP_LIMIT_S: Final = 10.0
 INCARNATION_BYTES: Final = 6
+REMOVED: Final = "the member has been permanently removed from the cluster"
 
 
 class Ending(NamedTuple):
@@ -76,7 +77,12 @@ class Supervisor:
     ) -> None:
         self._config = config
         self._identity = identity
-        self._listeners = tuple(listeners)
+        self._peer_listeners = tuple(listener for listener in listeners if listener.serves is Serves.PEERS)
+        self._client_listeners = tuple(listener for listener in listeners if listener.serves is not Serves.PEERS)
+        self._founding = founding_bytes(identity)
+        self._remotes = tuple(
+            (member.id, member.peer_urls) for member in identity.members if member.id != identity.member_id
+        )
         self._lock = HeldFile(lock_fd)
         self._log = log
         self._on_ready = on_ready
@@ -119,6 +125,9 @@ class Supervisor:
                 begun_s = time.monotonic()
                 generation = self._start(run_dir, begun_s)
                 was_ready = self._watch(generation, number)
+                if generation.state is State.FINISHED:
+                    self._log.warn("server error", error=REMOVED, reason=generation.reason)
+                    self._log.warn("data-dir used by this member must be removed", data_dir=self._config.data_dir)
                 if self._signal is not None or generation.state is State.FINISHED:
                     self._stop(generation)
                     return Ending(self._signal)
@@ -166,9 +175,11 @@ class Supervisor:
                     parent_pid=os.getpid(),
                     member_id=self._identity.member_id,
                     cluster_id=self._identity.cluster_id,
-                    listeners=self._listeners if role is Role.FRONT else (),
+                    listeners=self._listeners_of(role),
                     lifeline=Lifeline(theirs.fileno(), self._silence_limit_s / 10),
                     lock=self._lock,
+                    founding=self._founding,
+                    remotes=self._remotes,
                 )
                 process = ChildProcess(run_child, (child, self._entries[role]), child.title)
                 try:
@@ -181,6 +192,15 @@ class Supervisor:
             self._poll.register(process.sentinel, select.POLLIN)
             self._poll.register(ours, select.POLLIN)
         return generation
+
+    def _listeners_of(self, role: Role) -> tuple[Listener, ...]:
+        match role:
+            case Role.FRONT:
+                return self._client_listeners
+            case Role.RAFT:
+                return self._peer_listeners
+            case _:
+                return ()
 
     def _watch(self, generation: Generation, number: int) -> bool:
         """Watch until the generation fails or is to stop; whether it was ready meanwhile."""
@@ -196,7 +216,9 @@ class Supervisor:
 
     def _say_ready(self, number: int) -> None:
         self._log.info("all processes of the member are ready", generation=number)
-        for listener in self._listeners:
+        for listener in self._peer_listeners:
+            self._log.info("serving peer traffic", address=_address(listener))
+        for listener in self._client_listeners:
             if listener.serves is Serves.METRICS:
                 self._log.info("serving metrics", address=str(listener.url))
                 continue
@@ -206,8 +228,7 @@ class Supervisor:
                 if listener.is_secure
                 else "serving client traffic insecurely; this is strongly discouraged!"
             )
-            where = listener.url.socket_path if listener.url.is_unix else listener.url.host
-            self._log.info(msg, traffic=str(listener.serves), address=where)
+            self._log.info(msg, traffic=str(listener.serves), address=_address(listener))
         if not self._served:
             self._served = True
             self._on_ready()
@@ -315,6 +336,10 @@ class Supervisor:
 
 def _name(role: Role, index: int) -> str:
     return f"front{index}" if role is Role.FRONT else str(role)
+
+
+def _address(listener: Listener) -> str:
+    return listener.url.socket_path if listener.url.is_unix else listener.url.host
 
 
 def _tell_stop(line: socket.socket) -> None:

@@ -3,7 +3,16 @@
 from collections.abc import Mapping
 from typing import Final
 
-from node.config import AutoCompaction, ClientTls, ClusterState, CompactionMode, Config, MetricsDetail, TlsVersion
+from node.config import (
+    AutoCompaction,
+    ClientTls,
+    ClusterState,
+    CompactionMode,
+    Config,
+    MetricsDetail,
+    PeerTls,
+    TlsVersion,
+)
 from node.flags import checks
 from node.flags.checks import CheckFailed, StartFailed
 from node.flags.ciphers import openssl_ciphers
@@ -17,6 +26,7 @@ from node.urls import Url, quote
 DEFAULT_QUOTA_BYTES: Final = 2 * 1024**3
 SUGGESTED_QUOTA_MAX_BYTES: Final = 8 * 1024**3
 FRONT_WORKERS_MAX: Final = 64
+WITHOUT_TLS: Final = "key and cert files are given but the URL is http or unix; it is served without TLS"
 _HOUR_NS: Final = 3_600_000_000_000
 _NS_PER_S: Final = 1_000_000_000
 
@@ -124,6 +134,8 @@ def build_config(values: Values, log: LogSettings) -> tuple[Config, list[Note]]:
     cert_file, key_file = values.text("cert-file"), values.text("key-file")
     auto_tls = values.switch("auto-tls") and not (cert_file or key_file)
     has_certificate = auto_tls or bool(cert_file and key_file)
+    peer_tls = _peer_tls(values, data_dir, ciphers)
+    checks.check_peer_listeners(peers, peer_tls)
     checks.check_client_listeners(clients, http_only, metrics, has_certificate)
     if auto_tls:
         cert_file, key_file = f"{data_dir}/fixtures/client/cert.pem", f"{data_dir}/fixtures/client/key.pem"
@@ -137,9 +149,6 @@ def build_config(values: Values, log: LogSettings) -> tuple[Config, list[Note]]:
         max_version=TlsVersion(most) if most else None,
         cipher_suites=ciphers,
     )
-    for url in (*peers, *advertise_peers):
-        if url.is_secure:
-            raise StartFailed(f"peer url {url}: TLS between members is not supported by kvorum yet")
     initial_cluster = values.text("initial-cluster")
     cluster = checks.read_initial_cluster(initial_cluster) if initial_cluster else {name: advertise_peers}
     quota = values.number("quota-backend-bytes")
@@ -157,14 +166,17 @@ def build_config(values: Values, log: LogSettings) -> tuple[Config, list[Note]]:
         initial_cluster=tuple(cluster.items()),
         initial_cluster_token=values.text("initial-cluster-token"),
         initial_cluster_state=ClusterState(state),
+        force_new_cluster=values.switch("force-new-cluster"),
         strict_reconfig_check=values.switch("strict-reconfig-check"),
         max_learners=values.number("max-learners"),
         heartbeat_interval_s=values.number("heartbeat-interval") / 1000,
         election_timeout_s=values.number("election-timeout") / 1000,
+        initial_election_tick_advance=values.switch("initial-election-tick-advance"),
         pre_vote=values.switch("pre-vote"),
         snapshot_count=values.number("snapshot-count"),
         snapshot_catchup_entries=values.number("snapshot-catchup-entries"),
         max_wals=values.number("max-wals"),
+        max_snapshots=values.number("max-snapshots"),
         unsafe_no_fsync=values.switch("unsafe-no-fsync"),
         quota_backend_bytes=None if quota < 0 else quota or DEFAULT_QUOTA_BYTES,
         max_txn_ops=values.number("max-txn-ops"),
@@ -176,6 +188,7 @@ def build_config(values: Values, log: LogSettings) -> tuple[Config, list[Note]]:
         socket_reuse_port=values.switch("socket-reuse-port"),
         socket_reuse_address=values.switch("socket-reuse-address"),
         client_tls=client_tls if secure else None,
+        peer_tls=peer_tls,
         auto_tls=auto_tls,
         self_signed_cert_validity_years=values.number("self-signed-cert-validity"),
         cors=frozenset(values.texts("cors")),
@@ -192,6 +205,33 @@ def build_config(values: Values, log: LogSettings) -> tuple[Config, list[Note]]:
         log=log,
     )
     return config, _warnings(values, config, cert_file or key_file)
+
+
+def _peer_tls(values: Values, data_dir: str, ciphers: tuple[str, ...]) -> PeerTls:
+    """Raises StartFailed where files or rules do not fit together."""
+    cert_file, key_file = values.text("peer-cert-file"), values.text("peer-key-file")
+    client_cert_file, client_key_file = values.text("peer-client-cert-file"), values.text("peer-client-key-file")
+    cns, hostnames = values.texts("peer-cert-allowed-cn"), values.texts("peer-cert-allowed-hostname")
+    checks.check_peer_tls((cert_file, key_file), (client_cert_file, client_key_file), cns, hostnames)
+    auto = values.switch("peer-auto-tls") and not cert_file
+    if auto:
+        cert_file, key_file = f"{data_dir}/fixtures/peer/cert.pem", f"{data_dir}/fixtures/peer/key.pem"
+    most = values.text("tls-max-version")
+    return PeerTls(
+        cert_file=cert_file,
+        key_file=key_file,
+        client_cert_file=client_cert_file or cert_file,
+        client_key_file=client_key_file or key_file,
+        trusted_ca_file=values.text("peer-trusted-ca-file"),
+        client_cert_auth=values.switch("peer-client-cert-auth"),
+        allowed_cns=cns,
+        allowed_hostnames=hostnames,
+        skip_client_san_verification=values.switch("peer-skip-client-san-verification"),
+        auto=auto,
+        min_version=TlsVersion(values.text("tls-min-version") or TlsVersion.TLS12),
+        max_version=TlsVersion(most) if most else None,
+        cipher_suites=ciphers,
+    )
 
 
 def _auto_compaction(mode: CompactionMode, text: str) -> AutoCompaction:
@@ -240,8 +280,13 @@ def _warnings(values: Values, config: Config, tls_file: str) -> list[Note]:
         notes.append(Note(Level.WARN, "quota exceeds the maximum that is suggested", fields))
     if values.switch("auto-tls") and not config.auto_tls:
         notes.append(Note(Level.WARN, "ignoring client auto TLS since certs given", {}))
+    peer_tls = config.peer_tls
+    if values.switch("peer-auto-tls") and not peer_tls.auto:
+        notes.append(Note(Level.WARN, "ignoring peer auto TLS since certs given", {}))
     for url in (*config.listen_client_urls, *config.listen_client_http_urls):
         if tls_file and not url.is_secure:
-            msg = "key and cert files are given but the URL is http or unix; it is served without TLS"
-            notes.append(Note(Level.WARN, msg, {"client_url": str(url)}))
+            notes.append(Note(Level.WARN, WITHOUT_TLS, {"client_url": str(url)}))
+    for url in config.listen_peer_urls:
+        if peer_tls.cert_file and not url.is_secure:
+            notes.append(Note(Level.WARN, WITHOUT_TLS, {"peer_url": str(url)}))
     return notes

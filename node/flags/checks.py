@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Final, Never
 
+from node.config import PeerTls
 from node.flags.gates import GATES
 from node.flags.table import FLAGS, Standing
 from node.flags.values import READERS, format_duration
@@ -138,6 +139,34 @@ def check_standing(given: Mapping[str, object]) -> None:
                 _refuse(f"feature gate {name} is not supported by kvorum yet")
 
 
+def check_peer_tls(
+    files: tuple[str, str], client_files: tuple[str, str], cns: Sequence[str], hostnames: Sequence[str]
+) -> None:
+    """Certificate and key come together; names are asked for in one way. Raises StartFailed."""
+    cert, key = files
+    if bool(cert) != bool(key):
+        raise StartFailed(f"KeyFile and CertFile must both be present[key: {key}, cert: {cert}]")
+    cert, key = client_files
+    if bool(cert) != bool(key):
+        raise StartFailed(
+            f"ClientKeyFile and ClientCertFile must both be present or both absent: key: {key}, cert: {cert}]"
+        )
+    if cns and hostnames:
+        given = f"cns={_quoted(cns)}, hostnames={_quoted(hostnames)}"
+        raise StartFailed(f"AllowedCNs and AllowedHostnames are mutually exclusive ({given})")
+
+
+def check_peer_listeners(peers: Sequence[Url], tls: PeerTls) -> None:
+    """S34 for peer URLs. Raises StartFailed."""
+    for url in peers:
+        if url.is_secure and not tls.cert_file:
+            raise StartFailed(f"cannot listen on TLS for {url.host}: KeyFile and CertFile are not presented")
+
+
+def _quoted(texts: Sequence[str]) -> str:
+    return f"[{' '.join(map(quote, texts))}]"
+
+
 def check_client_listeners(
     clients: Sequence[Url], http_only: Sequence[Url], metrics: Sequence[Url], has_certificate: bool
 ) -> None:
@@ -177,13 +206,20 @@ def cluster_text(cluster: Mapping[str, Sequence[Url]]) -> str:
 def check_first_start(
     name: str, cluster: Mapping[str, Sequence[Url]], advertised: Sequence[Url], joining: bool
 ) -> None:
-    """What only matters before there is a log (S31-S33, S38, S40). Raises StartFailed."""
+    """What only matters before there is a log (S31-S33, S40). Raises StartFailed.
+
+    One that joins has told the cluster its URLs before; they are compared with those (`node.joining`).
+    """
     if name not in cluster:
         raise StartFailed(f"couldn't find local name {quote(name)} in the initial cluster configuration")
+    if not joining:
+        _check_advertised_matches(name, cluster[name], advertised)
     every = [url for urls in cluster.values() for url in urls]
     if len(set(every)) != len(every):
         raise StartFailed(f"initial cluster {cluster_text(cluster)} has duplicate url")
-    own = cluster[name]
+
+
+def _check_advertised_matches(name: str, own: Sequence[Url], advertised: Sequence[Url]) -> None:
     own_places, advertised_places = {_place(url) for url in own}, {_place(url) for url in advertised}
     for url in own:
         if _place(url) not in advertised_places:
@@ -195,12 +231,6 @@ def check_first_start(
         if _place(url) not in own_places:
             own_text = cluster_text({name: own})
             raise StartFailed(f"--initial-advertise-peer-urls has {url} but missing from --initial-cluster={own_text}")
-    if len(cluster) > 1:
-        raise StartFailed("--initial-cluster names other members: more than one is not supported by kvorum yet")
-    if joining:
-        raise StartFailed(
-            "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs"
-        )
 
 
 def _place(url: Url) -> Url:
@@ -212,8 +242,8 @@ def _place(url: Url) -> Url:
 
 def _compared(advertised: Sequence[Url], own: Sequence[Url]) -> str:
     if len(advertised) != len(own):
-        ours, theirs = (" ".join(quote(str(url)) for url in urls) for urls in (advertised, own))
-        return f"len([{ours}]) != len([{theirs}])"
+        ours, theirs = (_quoted([str(url) for url in urls]) for urls in (advertised, own))
+        return f"len({ours}) != len({theirs})"
     pairs = zip(sorted(advertised, key=str), own, strict=True)
     left, right = next(pair for pair in pairs if _place(pair[0]) != _place(pair[1]))
     return f'"{left}"(resolved from "{left}") != "{right}"(resolved from "{right}")'

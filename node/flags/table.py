@@ -148,19 +148,17 @@ SECURITY: Final = (
     Flag("tls-max-version", S, "", YES, "Greatest TLS version; empty: no limit."),
     Flag("cors", LIST, "*", YES, "Origins that browsers may call from; * is all."),
     Flag("host-whitelist", LIST, "*", YES, "Host names that plain HTTP requests may carry; * is all."),
-    Flag("peer-cert-file", S, "", NOT_YET, "File of the certificate shown to other members."),
-    Flag("peer-key-file", S, "", NOT_YET, "File of its key."),
-    Flag("peer-client-cert-file", S, "", NOT_YET, "File of a separate certificate for calls to other members."),
-    Flag("peer-client-key-file", S, "", NOT_YET, "File of its key."),
-    Flag("peer-client-cert-auth", B, "false", NOT_YET, "Ask other members for a certificate."),
-    Flag("peer-trusted-ca-file", S, "", NOT_YET, "File of the authorities that members' certificates come from."),
-    Flag("peer-auto-tls", B, "false", NOT_YET, "Talk to other members with a certificate made by the member itself."),
+    Flag("peer-cert-file", S, "", YES, "File of the certificate shown to other members."),
+    Flag("peer-key-file", S, "", YES, "File of its key."),
+    Flag("peer-client-cert-file", S, "", YES, "File of a separate certificate for calls to other members."),
+    Flag("peer-client-key-file", S, "", YES, "File of its key."),
+    Flag("peer-client-cert-auth", B, "false", YES, "Ask other members for a certificate."),
+    Flag("peer-trusted-ca-file", S, "", YES, "File of the authorities that members' certificates come from."),
+    Flag("peer-auto-tls", B, "false", YES, "Talk to other members with a certificate made by the member itself."),
     Flag("peer-crl-file", S, "", NOT_YET, "File of revoked certificates of members."),
-    Flag("peer-cert-allowed-cn", LIST, "", NOT_YET, "Common names that a member's certificate may have."),
-    Flag("peer-cert-allowed-hostname", LIST, "", NOT_YET, "Host names that a member's certificate may have."),
-    Flag(
-        "peer-skip-client-san-verification", B, "false", NOT_YET, "Do not compare a member's address and certificate."
-    ),
+    Flag("peer-cert-allowed-cn", LIST, "", YES, "Common names that a member's certificate may have."),
+    Flag("peer-cert-allowed-hostname", LIST, "", YES, "Host names that a member's certificate may have."),
+    Flag("peer-skip-client-san-verification", B, "false", YES, "Do not compare a member's address and certificate."),
 )
 
 LOGGING: Final = (
@@ -213,7 +211,7 @@ MONITORING: Final = (
 
 UNSAFE: Final = (
     Flag("unsafe-no-fsync", B, "false", YES, "Do not wait for the disk. Data is lost when the machine stops."),
-    Flag("force-new-cluster", B, "false", NOT_YET, "Keep the data, drop all other members."),
+    Flag("force-new-cluster", B, "false", YES, "Keep the data, drop all other members."),
 )
 
 START: Final = (

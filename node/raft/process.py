@@ -278,6 +278,8 @@ def open_log(child: ChildContext, logger: Logger) -> WriteAheadLog:
 
 def main(child: ChildContext) -> None:
     """Runs the raft process until the supervisor says stop."""
+    if len(Founding.FromString(child.founding).members) != 1:
+        raise RuntimeError("a cluster of several members is not served yet")
     sys.setswitchinterval(THREAD_SWITCH_S)
     logger = Logger.open(child.config.log)
     log = open_log(child, logger)

@@ -41,6 +41,8 @@ def report(child: ChildContext) -> None:
         "member_id": child.member_id,
         "cluster_id": child.cluster_id,
         "listeners": [[str(listener.url), str(listener.serves)] for listener in child.listeners],
+        "founding": child.founding.hex(),
+        "remotes": child.remotes,
         "title": Path("/proc/self/comm").read_text().strip(),
         "modules": sorted(sys.modules),
     }

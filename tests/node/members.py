@@ -43,6 +43,7 @@ class Member:
         """Start it and wait for nothing."""
         url = "unix://k.sock"
         flags = ["--name=m", "--data-dir=d", f"--listen-client-urls={url}", "--advertise-client-urls=http://m:1"]
+        flags += ["--listen-peer-urls=unix://p.sock"]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(

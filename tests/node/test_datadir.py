@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from node import datadir
-from node.datadir import DataDirError, Identity
+from node.datadir import DataDirError
 from node.log import Level, LogFormat, Logger
 from node.rundir import SOCKET_NAME_MAX_BYTES, make_run_dir, remove_run_dir
 
@@ -110,25 +110,6 @@ def test_the_lock_is_held_until_its_last_copy_is_closed(tmp_path: Path, book: Bo
     os.close(copy)
     again = datadir.lock(str(tmp_path), patience_s=0.0)
     os.close(again)
-
-
-def test_the_identity_is_written_once_and_read_back(tmp_path: Path, book: Book) -> None:
-    datadir.prepare(str(tmp_path), "", book.log)
-    assert datadir.read_identity(str(tmp_path)) is None
-    identity = Identity(2**64 - 1, 1)
-    datadir.write_identity(str(tmp_path), identity)
-    assert datadir.read_identity(str(tmp_path)) == identity
-    path = tmp_path / "member" / "identity"
-    assert mode(path) == 0o600
-    assert orjson.loads(path.read_bytes())["member-id"] == "ffffffffffffffff"
-
-
-@pytest.mark.parametrize("text", [b"", b"{}", b"[]", b'{"member-id": 1, "cluster-id": "1"}', b"\xff"])
-def test_a_damaged_identity_is_an_error(tmp_path: Path, book: Book, text: bytes) -> None:
-    datadir.prepare(str(tmp_path), "", book.log)
-    (tmp_path / "member" / "identity").write_bytes(text)
-    with pytest.raises(DataDirError, match="is damaged"):
-        datadir.read_identity(str(tmp_path))
 
 
 def test_a_run_directory_is_new_and_its_owners_alone(tmp_path: Path, base: Path, book: Book) -> None:

@@ -1,4 +1,4 @@
-"""Client listeners (behaviour S37, HT22-HT24, HT27)."""
+"""Listeners for clients and members (behaviour S37, HT22-HT24, HT27)."""
 
 import os
 import socket
@@ -113,10 +113,20 @@ def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("arguments", "places"),
     [
-        ((), [("localhost:2379", Serves.ALL)]),
+        ((), [("localhost:2380", Serves.PEERS), ("localhost:2379", Serves.ALL)]),
         (
-            ("--listen-client-http-urls=http://127.0.0.1:1", "--listen-metrics-urls=http://127.0.0.1:2"),
-            [("localhost:2379", Serves.GRPC), ("127.0.0.1:1", Serves.HTTP), ("127.0.0.1:2", Serves.METRICS)],
+            (
+                "--listen-client-http-urls=http://127.0.0.1:1",
+                "--listen-metrics-urls=http://127.0.0.1:2",
+                "--listen-peer-urls=http://127.0.0.1:4,http://127.0.0.1:3",
+            ),
+            [
+                ("127.0.0.1:3", Serves.PEERS),
+                ("127.0.0.1:4", Serves.PEERS),
+                ("localhost:2379", Serves.GRPC),
+                ("127.0.0.1:1", Serves.HTTP),
+                ("127.0.0.1:2", Serves.METRICS),
+            ],
         ),
     ],
 )

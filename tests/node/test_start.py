@@ -17,6 +17,8 @@ from node import __main__ as command
 from node.supervisor import Ending
 from tests.node.members import READY, ROOT, TIMEOUT_S, Member
 
+PEERS = "--listen-peer-urls=unix://p.sock"
+
 
 def kvorum(*arguments: str, directory: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
@@ -79,7 +81,8 @@ def test_a_port_in_use(tmp_path: Path) -> None:
             other.bind(("127.0.0.1", port.number))
             other.listen()
             url = f"http://127.0.0.1:{port.number}"
-            done = kvorum(f"--listen-client-urls={url}", f"--advertise-client-urls={url}", directory=tmp_path)
+            urls = [f"--listen-client-urls={url}", f"--advertise-client-urls={url}", PEERS]
+            done = kvorum(*urls, directory=tmp_path)
     finally:
         port.release()
     assert done.returncode == 1
@@ -98,7 +101,7 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
 def test_a_cluster_that_does_not_fit(tmp_path: Path) -> None:
     """S31."""
     url = "unix://k.sock"
-    flags = [f"--listen-client-urls={url}", "--advertise-client-urls=http://a:1"]
+    flags = [f"--listen-client-urls={url}", "--advertise-client-urls=http://a:1", PEERS]
     done = kvorum("--name=a", "--initial-cluster=b=http://localhost:2380", *flags, directory=tmp_path)
     assert done.returncode == 1
     text = 'couldn\'t find local name "a" in the initial cluster configuration'
@@ -114,7 +117,7 @@ def test_a_log_that_cannot_be_opened(tmp_path: Path) -> None:
 def test_too_long_a_directory_for_sockets(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 100)
     long.mkdir()
-    flags = ["--listen-client-urls=unix://k.sock", "--advertise-client-urls=http://a:1"]
+    flags = ["--listen-client-urls=unix://k.sock", "--advertise-client-urls=http://a:1", PEERS]
     done = kvorum(*flags, directory=tmp_path, XDG_RUNTIME_DIR=str(long))
     assert done.returncode == 1
     assert last_line(done)[2].endswith("set XDG_RUNTIME_DIR to a shorter directory")
@@ -132,10 +135,11 @@ def test_the_log_goes_where_it_is_told(member: Member) -> None:
 
 class TestTls:
     URL = "unixs://tls.sock"
+    PEER_FILES = ("cert-file", "key-file", "client-cert-file", "client-key-file")
 
     def test_a_file_that_cannot_be_read(self, tmp_path: Path) -> None:
         """S34."""
-        flags = [f"--listen-client-urls={self.URL}", "--advertise-client-urls=http://a:1"]
+        flags = [f"--listen-client-urls={self.URL}", "--advertise-client-urls=http://a:1", PEERS]
         done = kvorum(*flags, "--cert-file=none", "--key-file=none", directory=tmp_path)
         assert done.returncode == 1
         assert last_line(done) == ("fatal", "discovery failed", "open none: no such file or directory")
@@ -156,6 +160,26 @@ class TestTls:
         assert "found invalid file under data directory" not in [
             line["msg"] for line in member.lines() if line.get("filename") == "fixtures"
         ]
+
+    @pytest.mark.parametrize(
+        "flag", ["cert-file", "key-file", "client-cert-file", "client-key-file", "trusted-ca-file"]
+    )
+    def test_a_file_for_members_that_cannot_be_read(self, tmp_path: Path, flag: str) -> None:
+        (tmp_path / "there").touch()
+        flags = dict.fromkeys(("cert-file", "key-file", "client-cert-file", "client-key-file"), "there") | {
+            flag: "none"
+        }
+        given = [f"--peer-{name}={path}" for name, path in flags.items()]
+        clients = ["--listen-client-urls=unix://k.sock", "--advertise-client-urls=http://a:1"]
+        done = kvorum(PEERS, *clients, *given, directory=tmp_path)
+        assert done.returncode == 1
+        assert last_line(done) == ("fatal", "discovery failed", "open none: no such file or directory")
+
+    def test_a_member_makes_its_own_certificate_for_other_members(self, member: Member) -> None:
+        member.start("--listen-peer-urls=unixs://p.sock", "--peer-auto-tls")
+        assert member.report("raft0")["listeners"] == [["unixs://p.sock", "peers"]]
+        cert, key = (member.data_dir / "fixtures" / "peer" / name for name in ("cert.pem", "key.pem"))
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
 
     def test_validity_in_years(self, member: Member) -> None:
         member.launch(f"--listen-client-urls={self.URL}", "--auto-tls", "--self-signed-cert-validity=0")

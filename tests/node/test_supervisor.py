@@ -14,9 +14,11 @@ import pytest
 from loadtest.launcher import wait_until
 from loadtest.processes import alive
 from node import datadir, generation
+from node.bootstrap import founder
 from node.child import Role
-from node.datadir import Identity
 from node.flags import Start, parse
+from node.flags.checks import read_initial_cluster
+from node.identity import Identity, founding_bytes
 from node.log import Level, LogFormat, Logger
 from node.supervisor import Ending, Supervisor
 from tests.node.members import READY, ROLES, TIMEOUT_S, Member
@@ -68,8 +70,8 @@ class TestStart:
         assert reports["apply0"]["member_id"] == 0x8E9E05C52164694D
         assert reports["apply0"]["cluster_id"] == 0xCDF818194E3A8C32
         for name, report in reports.items():
-            served = [["unix://k.sock", "grpc+http"]] if name.startswith("front") else []
-            assert report["listeners"] == served
+            served = {"front": [["unix://k.sock", "grpc+http"]], "raft0": [["unix://p.sock", "peers"]]}
+            assert report["listeners"] == served.get(name.rstrip("01") if "front" in name else name, [])
             assert report["title"] == f"kvorum-{name if name.startswith('front') else name[:-1]}"
 
     def test_children_import_little(self, member: Member) -> None:
@@ -84,6 +86,7 @@ class TestStart:
         messages = [line["msg"] for line in lines]
         assert messages.count("ready to serve client requests") == 1
         assert messages.index("starting an etcd server") < messages.index("ready to serve client requests")
+        assert lines[messages.index("serving peer traffic")]["address"] == "p.sock"
         insecure = lines[messages.index("serving client traffic insecurely; this is strongly discouraged!")]
         assert (insecure["traffic"], insecure["address"]) == ("grpc+http", "k.sock")
         assert lines[messages.index("serving metrics")]["address"] == "unix://metrics.sock"
@@ -102,6 +105,18 @@ class TestStart:
             member.wait_for(READY, 2)
             assert member.count("notifying init daemon") == 1
 
+    def test_founders_of_a_cluster_begin_with_the_same_entry(self, member: Member, make_member: MakeMember) -> None:
+        """CL-3."""
+        cluster = "--initial-cluster=b=http://127.0.0.1:2,m=http://127.0.0.1:1"
+        member.start(cluster, "--initial-advertise-peer-urls=http://127.0.0.1:1")
+        identity = founder("m", read_initial_cluster(cluster.partition("=")[2]), "etcd-cluster")
+        report = member.report("raft0")
+        assert bytes.fromhex(report["founding"]) == founding_bytes(identity)
+        assert report["member_id"] == identity.member_id
+        assert report["remotes"] == [
+            [first.id, list(first.peer_urls)] for first in identity.members if first.name == "b"
+        ]
+
     def test_ids_stay_what_they_were_at_the_first_start(self, member: Member) -> None:
         """S40."""
         member.start("--initial-cluster-token=t")
@@ -111,7 +126,7 @@ class TestStart:
         member.start("--initial-cluster-token=u", "--initial-cluster=x=http://x:1", "--initial-cluster-state=existing")
         second = member.report("raft0")
         assert second["incarnation"] != first["incarnation"]
-        for key in ("member_id", "cluster_id"):
+        for key in ("member_id", "cluster_id", "founding", "remotes"):
             assert second[key] == first[key]
 
 
@@ -257,12 +272,17 @@ class TestStop:
         assert READY not in member.messages()
 
     def test_a_member_whose_work_is_over_exits_with_0(self, member: Member) -> None:
-        """S53."""
+        """S53, M18."""
         member.start()
         member.remember()
         member.tell("finish-once-raft")
         assert member.status() == 0
         assert member.all_gone()
+        lines = member.lines()
+        told = [line["msg"] for line in lines].index("server error")
+        assert lines[told]["error"] == "the member has been permanently removed from the cluster"
+        assert lines[told + 1]["msg"] == "data-dir used by this member must be removed"
+        assert [line["role"] for line in lines if line["msg"] == "child stops"] == ["front", "raft", "apply", "watch"]
 
     def test_children_die_with_their_supervisor(self, member: Member) -> None:
         member.start()
@@ -299,7 +319,9 @@ def test_a_signal_between_two_generations_ends_the_wait(tmp_path: Path, monkeypa
     lock_fd = datadir.lock(str(tmp_path))
     handler = signal.getsignal(signal.SIGTERM)
     entries = {Role.RAFT: "tests.node.no_such_module:main"}
-    supervisor = Supervisor(parsed.config, Identity(1, 2), (), lock_fd, log, on_ready=lambda: None, entries=entries)
+    supervisor = Supervisor(
+        parsed.config, Identity(1, 2, True, ()), (), lock_fd, log, on_ready=lambda: None, entries=entries
+    )
     try:
         assert supervisor.run() == Ending(signal.SIGTERM)
     finally:
@@ -330,9 +352,9 @@ class TestLock:
 
 
 def test_children_inherit_nothing_else(member: Member) -> None:
-    """Besides the standard streams: the lock, its line, the listeners of a front, and the library's two pipes."""
+    """Besides the standard streams: the lock, its line, its listeners, and the library's two pipes."""
     member.start()
-    for name, sockets in (("apply0", 1), ("front0", 2)):
+    for name, sockets in (("apply0", 1), ("front0", 2), ("raft0", 2)):
         pid = member.report(name)["pid"]
         links = [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir() if int(fd.name) > 2]
         kinds = sorted(link.partition(":")[0] for link in links if link != "/dev/null")

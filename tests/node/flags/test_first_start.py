@@ -33,7 +33,9 @@ def first_start(arguments: tuple[str, ...]) -> str:
         ("--initial-cluster=default=http://localhost:2380,b=http://localhost:2380",),
         ("--initial-cluster=default=http://localhost:2380", "--initial-advertise-peer-urls=http://localhost:1"),
         ("--initial-cluster=default=http://localhost:2380,default=http://localhost:2381",),
-        ("--initial-cluster-state=existing",),
+        ("--initial-cluster=default=http://localhost:1,b=http://localhost:1",),
+        ("--initial-cluster=default=http://localhost:1,b=http://localhost:1", "--initial-cluster-state=existing"),
+        ("--initial-cluster=b=http://localhost:1", "--initial-cluster-state=existing"),
     ],
 )
 def test_the_reference_says_the_same(arguments: tuple[str, ...], tmp_path: Path) -> None:
@@ -63,6 +65,10 @@ def test_localhost_is_the_same_place_by_name_and_by_address() -> None:
     assert first_start(("--initial-cluster=default=http://127.0.0.1:2380",)) == ""
 
 
-def test_other_members_are_refused_for_now() -> None:
-    arguments = ("--initial-cluster=default=http://localhost:2380,b=http://b:2380",)
-    assert first_start(arguments).endswith("not supported by kvorum yet")
+def test_members_may_form_a_cluster() -> None:
+    assert first_start(("--initial-cluster=default=http://localhost:2380,b=http://b:2380",)) == ""
+
+
+def test_one_that_joins_need_not_advertise_what_the_cluster_was_told() -> None:
+    cluster = "--initial-cluster=default=http://localhost:1,b=http://b:1"
+    assert first_start((cluster, "--initial-cluster-state=existing")) == ""

@@ -80,6 +80,8 @@ def answered(arguments: tuple[str, ...], environ: Mapping[str, str]) -> tuple[in
         ("--cipher-suites=foo",),
         ("--listen-client-urls=https://127.0.0.1:1", "--advertise-client-urls=https://127.0.0.1:1"),
         ("--initial-cluster=default",),
+        ("--listen-peer-urls=https://127.0.0.1:0", "--peer-cert-file=c"),
+        ("--listen-peer-urls=https://127.0.0.1:0", "--peer-key-file=k"),
         ("--config-file=none.yml",),
     ],
 )
