@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint types proto bench crash clean help
+.PHONY: run cluster test lint types proto bench crash clean help
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,6 +20,9 @@ $(VENV)/installed-test: pyproject.toml $(VENV)/installed
 
 run: $(VENV)/installed  ## a member on 127.0.0.1:2379, data in ./default.kvorum
 	exec $(BIN)/kvorum $(ARGS)
+
+cluster: $(VENV)/installed  ## three members on 127.0.0.1:2379, 22379 and 32379, data in ./cluster.kvorum
+	exec $(BIN)/python -m ops.local_cluster $(ARGS)
 
 test: lint types  ## the whole test suite, with lint and types
 	$(BIN)/python -m pytest $(ARGS)

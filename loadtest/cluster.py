@@ -22,15 +22,15 @@ class RefusedError(Exception):
         self.code = code
 
 
-def ask(server: Server, path: str, request: Mapping[str, Any], timeout_s: float = ASK_TIMEOUT_S) -> Any:
+def ask(address: str, path: str, request: Mapping[str, Any], timeout_s: float = ASK_TIMEOUT_S) -> Any:
     """The reply to a call through the JSON gateway; RefusedError for an error of the API, OSError without answer."""
-    connection = http.client.HTTPConnection(server.address, timeout=timeout_s)
+    connection = http.client.HTTPConnection(address, timeout=timeout_s)
     try:
         connection.request("POST", path, json.dumps(request))
         response = connection.getresponse()
         reply = json.loads(response.read())
     except (http.client.HTTPException, json.JSONDecodeError) as error:  # it ended while it answered
-        raise ConnectionError(f"{server.address}{path}: {error!r}") from None
+        raise ConnectionError(f"{address}{path}: {error!r}") from None
     finally:
         connection.close()
     if response.status != 200:
@@ -50,7 +50,7 @@ class MemberStatus(NamedTuple):
 
 def status(server: Server, timeout_s: float = ASK_TIMEOUT_S) -> MemberStatus:
     """What that member says; raises as `ask`."""
-    reply = ask(server, "/v3/maintenance/status", {}, timeout_s)
+    reply = ask(server.address, "/v3/maintenance/status", {}, timeout_s)
     header = reply["header"]
     return MemberStatus(
         int(header["member_id"]),
@@ -171,7 +171,12 @@ class Cluster:
         leader = self.leader()
         if leader is None:
             raise RefusedError(14, "no member leads")
-        ask(leader, "/v3/maintenance/transfer-leadership", {"targetID": str(status(target).member_id)}, timeout_s)
+        ask(
+            leader.address,
+            "/v3/maintenance/transfer-leadership",
+            {"targetID": str(status(target).member_id)},
+            timeout_s,
+        )
 
     def replace(self, member: Server, retry_s: float = READY_TIMEOUT_S) -> None:
         """Removes a member through another, wipes its data, adds it anew and starts it: it joins with nothing."""
@@ -184,14 +189,14 @@ class Cluster:
         def accepted(path: str, request: Mapping[str, Any]) -> Callable[[], bool]:
             def try_once() -> bool:
                 try:
-                    ask(via, path, request, 10.0)
+                    ask(via.address, path, request, 10.0)
                 except (RefusedError, OSError):  # "unhealthy cluster" until all links have stood for 5 s
                     return False
                 return True
 
             return try_once
 
-        listed = ask(via, "/v3/cluster/member/list", {})["members"]
+        listed = ask(via.address, "/v3/cluster/member/list", {})["members"]
         for known in listed:
             if url in known["peerURLs"]:
                 wait_until(accepted("/v3/cluster/member/remove", {"ID": known["ID"]}), "the remove", retry_s)

@@ -101,6 +101,7 @@ class PeerLinks:
         self._blocked: set[Link] = set()
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
         self._thread = threading.Thread(target=self._loop.run_forever, name="peer-links", daemon=True)
         self._thread.start()
 
@@ -146,6 +147,7 @@ class PeerLinks:
 
     def close(self) -> None:
         async def end() -> None:
+            self._closing = True
             for server in self._servers.values():
                 server.close()
             for task in self._tasks:
@@ -155,6 +157,9 @@ class PeerLinks:
                     for side in (one, one.other):
                         if side is not None and side.transport is not None:
                             side.transport.abort()
+            # the loop's own too: what it has accepted and not yet handed over is still a socket to close
+            rest = asyncio.all_tasks() - {asyncio.current_task()}
+            await asyncio.gather(*rest, return_exceptions=True)
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await asyncio.sleep(0)  # the aborted transports tell so in the next turn
 
@@ -201,7 +206,7 @@ class PeerLinks:
     async def _relay(self, end: _End, target: str, port: int, target_port: int) -> None:
         """The life of one connection."""
         assert end.transport is not None
-        source = self._who_dialled(end, port)
+        source = None if self._closing else self._who_dialled(end, port)
         if source is None:  # it is gone already, or no member
             end.transport.abort()
             return

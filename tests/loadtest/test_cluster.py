@@ -27,7 +27,7 @@ def cluster(shared: Cluster) -> Cluster:
 
 
 def put(server: Server) -> int:
-    return int(ask(server, "/v3/kv/put", PUT, 10.0)["header"]["revision"])
+    return int(ask(server.address, "/v3/kv/put", PUT, 10.0)["header"]["revision"])
 
 
 def followers(cluster: Cluster) -> list[Server]:
@@ -64,7 +64,7 @@ def test_a_follower_that_hears_but_is_not_heard(cluster: Cluster) -> None:
     revision = put(leader)
     wait_until(lambda: status(silent).revision >= revision, "the entry to come")
     with pytest.raises(TimeoutError):
-        ask(silent, "/v3/kv/put", PUT, 0.5)
+        ask(silent.address, "/v3/kv/put", PUT, 0.5)
 
 
 def test_a_suspended_leader_loses_its_place_and_comes_back(cluster: Cluster) -> None:
@@ -102,12 +102,12 @@ def test_a_wiped_member_is_replaced_by_a_new_one(cluster: Cluster) -> None:
     cluster.replace(member)
     assert status(member).member_id != before
     wait_until(lambda: status(member).revision >= revision, "the new member to have all data")
-    assert len(ask(member, "/v3/cluster/member/list", {})["members"]) == 3
+    assert len(ask(member.address, "/v3/cluster/member/list", {})["members"]) == 3
 
 
 def test_a_refusal_has_its_code_and_message(cluster: Cluster) -> None:
     with pytest.raises(RefusedError, match="member not found") as refusal:
-        ask(cluster.members[0], "/v3/cluster/member/remove", {"ID": "1"}, 10.0)
+        ask(cluster.members[0].address, "/v3/cluster/member/remove", {"ID": "1"}, 10.0)
     assert refusal.value.code == 5
 
 

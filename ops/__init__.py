@@ -1,0 +1,1 @@
+"""Deployment: clusters on one machine, service files, containers."""
