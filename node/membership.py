@@ -18,10 +18,14 @@ from node.raft.core.messages import ConfState
 from node.requests import Op
 
 TABLE: Final = b"n"
+VERSION: Final = b"v"
 """Rows: TABLE + 8 bytes of id (big-endian) -> Member, or nothing: that id was a member's once, and never may be again.
-TABLE alone -> ClusterVersion."""
+TABLE + id + VERSION -> the API level that the member published. TABLE alone -> ClusterVersion."""
 
-Row = tuple[bytes, bytes]
+ID_END: Final = len(TABLE) + 8
+
+Row = tuple[bytes, bytes | None]
+"""Key and value; None: the row goes."""
 
 
 class Membership:
@@ -31,15 +35,18 @@ class Membership:
     `changes` counts whatever was executed, so that the others can be told when it has grown.
     """
 
-    def __init__(self, rows: Iterable[Row] = ()) -> None:
+    def __init__(self, rows: Iterable[tuple[bytes, bytes]] = ()) -> None:
         self._members: dict[int, Member] = {}
+        self._versions: dict[int, str] = {}
         self._removed: set[int] = set()
         self.cluster_version = ""
         self.changes = 0
         for key, value in rows:
-            member_id = int.from_bytes(key[len(TABLE) :], "big")
+            member_id = int.from_bytes(key[len(TABLE) : ID_END], "big")
             if key == TABLE:
                 self.cluster_version = ClusterVersion.FromString(value).version
+            elif key.endswith(VERSION) and len(key) > ID_END:
+                self._versions[member_id] = value.decode()
             elif value:
                 self._members[member_id] = Member.FromString(value)
             else:
@@ -89,7 +96,7 @@ class Membership:
         return [self._set(member) for member in Founding.FromString(data).members]
 
     def publish(self, body: bytes) -> list[Row]:
-        """A member says its name and client URLs. One that is no member any more changes nothing."""
+        """A member says its name, client URLs and API level. One that is no member any more changes nothing."""
         request = Publish.FromString(body)
         member = self._members.get(request.member_id)
         if member is None:
@@ -97,13 +104,29 @@ class Membership:
         published = _copy(member)
         published.name = request.name
         published.clientURLs[:] = request.client_urls
-        return [self._set(published)]
+        rows: list[Row] = [self._set(published)]
+        if request.version:
+            self._versions[member.ID] = request.version
+            rows.append((_row_key(member.ID) + VERSION, request.version.encode()))
+            rows += self._raise_cluster_version()
+        return rows
 
     def set_cluster_version(self, body: bytes) -> list[Row]:
         """The members agreed on the API level of the cluster."""
         self.cluster_version = ClusterVersion.FromString(body).version
         self.changes += 1
         return [(TABLE, body)]
+
+    def _raise_cluster_version(self) -> list[Row]:
+        """The cluster speaks the lowest level of its members, patches aside, and none below one it spoke (M29).
+
+        A member that never started has no say: it must speak the cluster's level when it comes.
+        """
+        lowest = min((_numbers(version) for version in self._versions.values()), default=None)
+        if lowest is None or (self.cluster_version and lowest <= _numbers(self.cluster_version)):
+            return []
+        version = ClusterVersion(version=f"{lowest[0]}.{lowest[1]}.0")
+        return self.set_cluster_version(version.SerializeToString())
 
     def check(self, op: int, change: MemberChange) -> Status | None:
         """What is wrong with the change, in the order of the API's checks (M4, M16, M17, M20, M24); None: it is valid.
@@ -152,7 +175,11 @@ class Membership:
             del self._members[member_id]
             self._removed.add(member_id)
             self.changes += 1
-            return [(_row_key(member_id), b"")]
+            rows: list[Row] = [(_row_key(member_id), b"")]
+            if self._versions.pop(member_id, None) is not None:
+                rows.append((_row_key(member_id) + VERSION, None))
+                rows += self._raise_cluster_version()
+            return rows
         member = _copy(self._members[member_id])
         if op == Op.MEMBER_UPDATE:
             member.peerURLs[:] = change.peerURLs
@@ -169,6 +196,12 @@ class Membership:
 
 def _row_key(member_id: int) -> bytes:
     return TABLE + member_id.to_bytes(8, "big")
+
+
+def _numbers(version: str) -> tuple[int, int]:
+    """MAJOR and MINOR of a version."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
 
 
 def _copy(member: Member) -> Member:

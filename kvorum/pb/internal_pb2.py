@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from kvorum.pb import rpc_pb2 as kvorum_dot_pb_dot_rpc__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18kvorum/pb/internal.proto\x12\x06kvorum\x1a\x13kvorum/pb/rpc.proto\"1\n\x08\x46ounding\x12%\n\x07members\x18\x01 \x03(\x0b\x32\x14.etcdserverpb.Member\"?\n\x07Publish\x12\x11\n\tmember_id\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x63lient_urls\x18\x03 \x03(\t\"!\n\x0e\x43lusterVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\"b\n\x0fMembershipState\x12%\n\x07members\x18\x01 \x03(\x0b\x32\x14.etcdserverpb.Member\x12\x0f\n\x07removed\x18\x02 \x03(\x04\x12\x17\n\x0f\x63luster_version\x18\x03 \x01(\t\"\x8d\x01\n\x0cMemberChange\x12\n\n\x02ID\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08peerURLs\x18\x03 \x03(\t\x12\x12\n\nclientURLs\x18\x04 \x03(\t\x12\x11\n\tisLearner\x18\x05 \x01(\x08\x12\x19\n\x0cmax_learners\x18\x10 \x01(\x05H\x00\x88\x01\x01\x42\x0f\n\r_max_learnersb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18kvorum/pb/internal.proto\x12\x06kvorum\x1a\x13kvorum/pb/rpc.proto\"1\n\x08\x46ounding\x12%\n\x07members\x18\x01 \x03(\x0b\x32\x14.etcdserverpb.Member\"P\n\x07Publish\x12\x11\n\tmember_id\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x63lient_urls\x18\x03 \x03(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\"!\n\x0e\x43lusterVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\"b\n\x0fMembershipState\x12%\n\x07members\x18\x01 \x03(\x0b\x32\x14.etcdserverpb.Member\x12\x0f\n\x07removed\x18\x02 \x03(\x04\x12\x17\n\x0f\x63luster_version\x18\x03 \x01(\t\"\x8d\x01\n\x0cMemberChange\x12\n\n\x02ID\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08peerURLs\x18\x03 \x03(\t\x12\x12\n\nclientURLs\x18\x04 \x03(\t\x12\x11\n\tisLearner\x18\x05 \x01(\x08\x12\x19\n\x0cmax_learners\x18\x10 \x01(\x05H\x00\x88\x01\x01\x42\x0f\n\r_max_learnersb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,11 +35,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FOUNDING']._serialized_start=57
   _globals['_FOUNDING']._serialized_end=106
   _globals['_PUBLISH']._serialized_start=108
-  _globals['_PUBLISH']._serialized_end=171
-  _globals['_CLUSTERVERSION']._serialized_start=173
-  _globals['_CLUSTERVERSION']._serialized_end=206
-  _globals['_MEMBERSHIPSTATE']._serialized_start=208
-  _globals['_MEMBERSHIPSTATE']._serialized_end=306
-  _globals['_MEMBERCHANGE']._serialized_start=309
-  _globals['_MEMBERCHANGE']._serialized_end=450
+  _globals['_PUBLISH']._serialized_end=188
+  _globals['_CLUSTERVERSION']._serialized_start=190
+  _globals['_CLUSTERVERSION']._serialized_end=223
+  _globals['_MEMBERSHIPSTATE']._serialized_start=225
+  _globals['_MEMBERSHIPSTATE']._serialized_end=323
+  _globals['_MEMBERCHANGE']._serialized_start=326
+  _globals['_MEMBERCHANGE']._serialized_end=467
 # @@protoc_insertion_point(module_scope)

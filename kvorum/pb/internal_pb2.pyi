@@ -14,14 +14,16 @@ class Founding(_message.Message):
     def __init__(self, members: _Optional[_Iterable[_Union[_rpc_pb2.Member, _Mapping]]] = ...) -> None: ...
 
 class Publish(_message.Message):
-    __slots__ = ("member_id", "name", "client_urls")
+    __slots__ = ("member_id", "name", "client_urls", "version")
     MEMBER_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     CLIENT_URLS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     member_id: int
     name: str
     client_urls: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, member_id: _Optional[int] = ..., name: _Optional[str] = ..., client_urls: _Optional[_Iterable[str]] = ...) -> None: ...
+    version: str
+    def __init__(self, member_id: _Optional[int] = ..., name: _Optional[str] = ..., client_urls: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ...) -> None: ...
 
 class ClusterVersion(_message.Message):
     __slots__ = ("version",)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kvorum import API_VERSION
-from kvorum.pb.internal_pb2 import ClusterVersion, Publish
+from kvorum.pb.internal_pb2 import Publish
 from kvorum.wire.limits import ServerLimits
 from kvorum.wire.server import Server
 from kvorum.wire.tls import server_context
@@ -207,10 +207,9 @@ class Front:
                 member_id=self._child.member_id,
                 name=config.name,
                 client_urls=[str(url) for url in config.advertise_client_urls],
+                version=API_VERSION,
             )
-            self.calls.propose(Ignored(), 0, Op.PUBLISH, publish.SerializeToString())
-            version = ClusterVersion(version=API_VERSION)
-            self.calls.propose(Ready(self._ask_version), 0, Op.CLUSTER_VERSION, version.SerializeToString())
+            self.calls.propose(Ready(self._ask_version), 0, Op.PUBLISH, publish.SerializeToString())
         else:
             self._ask_version()
 
@@ -296,17 +295,7 @@ class Front:
         return {"metrics": figures}
 
 
-class Ignored:
-    """A sink for what nobody waits for."""
-
-    def reply(self, _token: int, _message: bytes) -> None:
-        pass
-
-    def fail(self, _token: int, _code: int, _text: str) -> None:
-        pass
-
-
-class Ready(Ignored):
+class Ready:
     """A sink that calls back when the request is applied."""
 
     def __init__(self, done: Callable[[], None]) -> None:
@@ -314,6 +303,9 @@ class Ready(Ignored):
 
     def reply(self, _token: int, _message: bytes) -> None:
         self._done()
+
+    def fail(self, _token: int, _code: int, _text: str) -> None:
+        pass
 
 
 def server_limits(child: ChildContext) -> ServerLimits:

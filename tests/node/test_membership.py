@@ -1,15 +1,21 @@
 """The members as the log makes them: founded, published, changed, and found again after a start."""
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from kvorum import errors
 from kvorum.errors import Status
 from kvorum.pb.internal_pb2 import ClusterVersion, Founding, MemberChange, Publish
 from kvorum.pb.rpc_pb2 import Member
-from node.membership import TABLE, Membership
+from node.membership import TABLE, VERSION, Membership, Row
+from node.raft.changes import conf_change
+from node.raft.core.change import ChangeType
 from node.requests import Op
 from tests.apply.entries import MEMBER, MachineUnderTest, batch, founding, normal
 
@@ -44,19 +50,10 @@ def test_one_that_is_no_member_publishes_nothing(machine: MachineUnderTest) -> N
     assert [member.name for member in machine.membership.members()] == ["m1"]
 
 
-def test_M6_members_are_listed_by_id_and_learners_stay_learners() -> None:
-    membership = Membership(())
-    members = [Member(ID=1 << 63, name="c"), Member(ID=2, name="a", isLearner=True), Member(ID=9, name="b")]
-    rows = membership.found(Founding(members=members).SerializeToString())
-    assert len(rows) == 3
-    assert {row[:1] for row, _ in rows} == {TABLE}
-    rows += membership.publish(Publish(member_id=2, name="aa", client_urls=["http://a:1"]).SerializeToString())
-    for found in (membership, Membership(dict(rows).items())):
-        assert [(member.ID, member.name, member.isLearner) for member in found.members()] == [
-            (2, "aa", True),
-            (9, "b", False),
-            (1 << 63, "c", False),
-        ]
+def test_M6_members_are_listed_by_id() -> None:
+    membership = Membership()
+    membership.found(Founding(members=[Member(ID=1 << 63), Member(ID=2), Member(ID=9)]).SerializeToString())
+    assert [member.ID for member in membership.members()] == [2, 9, 1 << 63]
 
 
 A, B, C = 10, 20, 30
@@ -67,6 +64,10 @@ def founded(*members: Member) -> Membership:
     membership = Membership()
     membership.found(Founding(members=members).SerializeToString())
     return membership
+
+
+def publish(member_id: int, version: str = "3.7.0") -> bytes:
+    return Publish(member_id=member_id, name="m", version=version).SerializeToString()
 
 
 def voter(member_id: int) -> Member:
@@ -144,14 +145,22 @@ def test_M24_only_a_learner_is_promoted_and_it_keeps_the_rest() -> None:
     assert membership.get(B) == learner
 
 
+def test_a_learner_that_publishes_stays_a_learner() -> None:
+    membership = founded(voter(A), Member(ID=B, peerURLs=["http://h:20"], isLearner=True))
+    membership.publish(Publish(member_id=B, name="b", client_urls=["http://c:2"]).SerializeToString())
+    assert membership.get(B) == Member(
+        ID=B, name="b", peerURLs=["http://h:20"], clientURLs=["http://c:2"], isLearner=True
+    )
+
+
 def test_every_change_is_counted_and_a_member_once_handed_out_stays_as_it_is() -> None:
     membership = founded(voter(A), Member(ID=B, isLearner=True))
     seen = [membership.changes]
     before = membership.members()
     copies = [member.SerializeToString() for member in before]
-    publish = Publish(member_id=B, name="b", client_urls=["http://c:2"]).SerializeToString()
-    steps: list[Callable[[], list[tuple[bytes, bytes]]]] = [
-        lambda: membership.publish(publish),
+    says = Publish(member_id=B, name="b", client_urls=["http://c:2"]).SerializeToString()
+    steps: list[Callable[[], list[Row]]] = [
+        lambda: membership.publish(says),
         lambda: membership.execute(UPDATE, change(B, "http://x:1")),
         lambda: membership.execute(PROMOTE, change(B)),
         lambda: membership.execute(ADD, change(C, "http://x:2")),
@@ -163,5 +172,128 @@ def test_every_change_is_counted_and_a_member_once_handed_out_stays_as_it_is() -
         seen.append(membership.changes)
     assert seen == sorted(set(seen))
     assert [member.SerializeToString() for member in before] == copies
-    membership.publish(publish)  # no member any more
+    membership.publish(says)  # no member any more
     assert membership.changes == seen[-1]
+
+
+def test_M29_the_cluster_speaks_the_lowest_level_of_its_members_once_they_published() -> None:
+    membership = founded(voter(A), voter(B), voter(C))
+    assert membership.cluster_version == ""
+    levels = []
+    for says in [
+        publish(A, "3.7.2"),
+        publish(B, "3.8.0"),
+        publish(A, "3.8.1"),
+        publish(C, "3.7.0"),
+        publish(C, "3.10.0"),
+    ]:
+        membership.publish(says)
+        levels.append(membership.cluster_version)
+    assert levels == ["3.7.0", "3.7.0", "3.8.0", "3.8.0", "3.8.0"]  # what it spoke once it speaks for ever
+    membership.publish(publish(B, "3.9.4"))
+    membership.publish(publish(A, "4.0.0"))
+    assert membership.cluster_version == "3.9.0"
+
+
+def test_M29_the_level_rises_when_the_last_old_member_goes() -> None:
+    membership = founded(voter(A), voter(B))
+    membership.publish(publish(A, "3.7.0"))
+    membership.publish(publish(B, "3.8.0"))
+    rows = membership.execute(REMOVE, change(A))
+    assert membership.cluster_version == "3.8.0"
+    key = TABLE + A.to_bytes(8, "big")
+    assert rows == [
+        (key, b""),
+        (key + VERSION, None),
+        (TABLE, ClusterVersion(version="3.8.0").SerializeToString()),
+    ]
+
+
+class Restored(RuleBasedStateMachine):
+    """Any valid changes: apply's rows and raft's view of the same log always say the same."""
+
+    urls = st.lists(st.integers(1, 6).map("http://h:{}".format), min_size=1, max_size=2, unique=True)
+    ids = st.integers(1, 9)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.apply = Membership()
+        self.raft = Membership()
+        self.rows: dict[bytes, bytes] = {}
+        self.ever: set[int] = set()
+        self.core: set[tuple[int, bool]] = set()  # (id, learns)
+
+    def store(self, rows: list[Row]) -> None:
+        for key, value in rows:
+            if value is None:
+                del self.rows[key]
+            else:
+                self.rows[key] = value
+
+    @initialize(members=st.sets(ids, min_size=1, max_size=3))
+    def found(self, members: set[int]) -> None:
+        data = Founding(
+            members=[Member(ID=i, name=f"m{i}", peerURLs=[f"http://f:{i}"]) for i in sorted(members)]
+        ).SerializeToString()
+        self.store(self.apply.found(data))
+        self.raft.found(data)
+        self.ever = set(members)
+        self.core = {(member, False) for member in members}
+
+    @rule(member=ids, version=st.sampled_from(["", "3.7.0", "3.7.5", "3.8.1"]))
+    def publish(self, member: int, version: str) -> None:
+        before = self.apply.cluster_version
+        self.store(self.apply.publish(publish(member, version)))
+        assert self.apply.cluster_version >= before
+
+    @rule(
+        op=st.sampled_from([ADD, ADD, REMOVE, UPDATE, PROMOTE]),
+        member=ids,
+        peer_urls=urls,
+        learner=st.booleans(),
+        limit=st.none() | st.integers(0, 2),
+    )
+    def change(self, op: Op, member: int, peer_urls: list[str], learner: bool, limit: int | None) -> None:
+        asked = change(member, *peer_urls, learner=learner, max_learners=limit)
+        before = self.apply.state()
+        refused = self.apply.check(op, asked)
+        assert refused == self.raft.check(op, asked)
+        assert self.apply.state() == before
+        if refused is not None:
+            return
+        if op == ADD:
+            assert member not in self.ever
+            self.ever.add(member)
+        self.store(self.apply.execute(op, asked))
+        self.raft.execute(op, asked)
+        ((type_, named),) = conf_change(op, asked, b"").changes
+        if type_ is not ChangeType.UPDATE:
+            self.core -= {(named, False), (named, True)}
+            if type_ is not ChangeType.REMOVE:
+                self.core.add((named, type_ is ChangeType.ADD_LEARNER))
+
+    @invariant()
+    def all_agree(self) -> None:
+        state = self.apply.state()
+        assert Membership(self.rows.items()).state() == state
+        assert Membership.restore(state).state() == state
+        conf_state = self.apply.conf_state()
+        assert conf_state == self.raft.conf_state() == Membership.restore(state).conf_state()
+        learners = {(member, True) for member in conf_state.learners}
+        assert learners | {(member, False) for member in conf_state.voters} == self.core
+        ids = [member.ID for member in state.members]
+        assert ids == sorted(ids)
+        assert {*ids, *state.removed} == self.ever
+        assert not {*ids} & {*state.removed}
+        urls = [url for member in state.members for url in member.peerURLs]
+        assert len(set(urls)) == len(urls)
+        assert conf_state.voters or not self.ever
+
+    @invariant()
+    def a_restart_goes_on_alike(self) -> None:
+        restarted = Membership(self.rows.items())
+        assert restarted.publish(publish(1, "3.9.0")) == copy.deepcopy(self.apply).publish(publish(1, "3.9.0"))
+
+
+TestRestored = Restored.TestCase
+TestRestored.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
