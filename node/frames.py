@@ -91,5 +91,9 @@ READ_ASK: Final = struct.Struct("<Q")  # number of the ask, never used twice in 
 READ_INDEX: Final = struct.Struct("<QQ")  # number of the ask, raft index
 LEADING: Final = struct.Struct("<Qd")  # term, and until when (monotonic seconds) nobody else can lead
 GRANT_RETURNED: Final = struct.Struct("<Q")  # term
+CHECKPOINT_ASK: Final = struct.Struct("<Q")  # number of the ask, never used twice in a generation
+CHECKPOINT: Final = struct.Struct("<QQQI")
+"""Number of the ask; raft index and term of the checkpoint; length of what follows: the path, and behind it a
+MembershipState. Index 0: none could be made, and what follows says why."""
 FORWARD: Final = struct.Struct("<QQQ")  # of FORWARDS and FORWARD_REPLIES: member, incarnation and front that ask
 ENTRY_HEADER: Final = struct.Struct("<QQBxxxI")  # of each entry in a frame of them: index, term, type, length of data

@@ -125,7 +125,7 @@ _APPLY: Final = (
     _histogram("etcd_mvcc_hash_rev_duration_seconds", HASH_BOUNDS_S, "Duration of hashing the store at a revision."),
     _histogram("etcd_disk_backend_commit_duration_seconds", FSYNC_BOUNDS_S, "Duration of writes of the store."),
     _histogram("etcd_disk_backend_defrag_duration_seconds", DEFRAG_BOUNDS_S, "Duration of defragmentations."),
-    _histogram("etcd_disk_backend_snapshot_duration_seconds", SNAPSHOT_BOUNDS_S, "Duration of sending snapshots."),
+    _histogram("etcd_disk_backend_snapshot_duration_seconds", SNAPSHOT_BOUNDS_S, "Duration of making snapshots."),
     _gauge("etcd_disk_defrag_inflight", "1 while a defragmentation runs."),
     _gauge("etcd_debugging_mvcc_keys_total", "Live keys."),
     _counter("etcd_debugging_mvcc_range_total", "Ranges this member executed."),

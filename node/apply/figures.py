@@ -28,6 +28,7 @@ class ApplyFigures:
         self.defrag_s: Histogram = histogram("etcd_disk_backend_defrag_duration_seconds")
         self.compaction_slice_ms: Histogram = histogram("etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds")
         self.compaction_ms: Histogram = histogram("etcd_debugging_mvcc_db_compaction_total_duration_milliseconds")
+        self.snapshot_s: Histogram = histogram("etcd_disk_backend_snapshot_duration_seconds")
         self.hash_s: Histogram = histogram("etcd_mvcc_hash_duration_seconds")
         self.hash_rev_s: Histogram = histogram("etcd_mvcc_hash_rev_duration_seconds")
 
@@ -68,6 +69,7 @@ class ApplyFigures:
             "etcd_mvcc_hash_rev_duration_seconds": self.hash_rev_s.snapshot(),
             "etcd_disk_backend_commit_duration_seconds": self.commit_s.snapshot(),
             "etcd_disk_backend_defrag_duration_seconds": self.defrag_s.snapshot(),
+            "etcd_disk_backend_snapshot_duration_seconds": self.snapshot_s.snapshot(),
             "etcd_disk_defrag_inflight": self.defrag_inflight,
             "etcd_debugging_mvcc_keys_total": len(store.keyspace.current.index),
             "etcd_debugging_mvcc_total_put_size_in_bytes": self.put_bytes,

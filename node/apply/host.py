@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Final, Protocol
 
+from node.apply.contents import Contents, read_apart
+from node.apply.installed import install, remove_outgoing
 from node.apply.lease import Lessor
 from node.apply.mvcc.message import Identity
 from node.apply.mvcc.store import Store
@@ -17,6 +19,7 @@ from node.apply.progress import Progress
 from node.apply.space import is_no_space
 from node.lifeline import Lifeline
 from node.log import Logger
+from node.raft.snapshots.places import Files
 
 RETRY_S: Final = 1.0
 """A database that could not be opened for want of room on the disk is tried again after this."""
@@ -53,13 +56,16 @@ class Host(Protocol):
         """Entered around work that may rightly take many seconds, when no turns are made."""
 
     def open_store(self, lessor: Lessor, identity: Identity) -> Store:
-        """Opens the member's database. Raises Stopped and CannotOpen."""
+        """Opens the member's database, or the snapshot that takes its place. Raises Stopped and CannotOpen."""
 
     def free_bytes(self) -> int:
         """What is left on the disk of the database."""
 
     def run_aside(self, name: str, work: Callable[[], None]) -> Job:
         """Starts work that must not hold up the turns; it handles its own exceptions."""
+
+    def read_checkpoint(self, path: str) -> Contents:
+        """What a checkpoint holds; called aside, and may take long. Raises CheckpointError."""
 
     def close(self) -> None:
         """No more turns are made."""
@@ -68,29 +74,51 @@ class Host(Protocol):
 class ProcessHost:
     """The surroundings of a real process."""
 
-    def __init__(self, db_path: str, lifeline: Lifeline, logger: Logger) -> None:
+    def __init__(self, db_path: str, snap_path: str, lifeline: Lifeline, logger: Logger) -> None:
         self.now: Callable[[], float] = time.monotonic
         self.working: AbstractContextManager[None] = Progress(lifeline)
         self.beat: Callable[[float], None] = lifeline.beat
         self.long_operation: Callable[[str], AbstractContextManager[None]] = lifeline.long_operation
         self._progress = self.working
+        self.read_checkpoint: Callable[[str], Contents] = read_apart
         self._db_path = db_path
+        self._snap_path = snap_path
         self._lifeline = lifeline
         self._logger = logger
 
     def open_store(self, lessor: Lessor, identity: Identity) -> Store:
         """See Host. With a full disk it waits."""
         with self._lifeline.long_operation("opening the database"):
-            while True:
-                try:
-                    return Store.open(self._db_path, lessor, identity)
-                except Exception as error:
-                    if not is_no_space(error):
-                        raise CannotOpen(f"cannot open the database {self._db_path}: {error}") from error
-                    self._logger.error("cannot open the database, trying again", error=str(error))
-                select.select([self._lifeline], [], [], RETRY_S)
-                if self._lifeline.stop_requested():
-                    raise Stopped
+            installed = self._install()
+            store = self._open(lessor, identity)
+        index = store.cursor.index
+        if installed is not None and index != installed:
+            store.close()
+            raise CannotOpen(f"{self._db_path}: the snapshot of entry {installed} holds entry {index} instead")
+        return store
+
+    def _open(self, lessor: Lessor, identity: Identity) -> Store:
+        while True:
+            try:
+                return Store.open(self._db_path, lessor, identity)
+            except Exception as error:
+                if not is_no_space(error):
+                    raise CannotOpen(f"cannot open the database {self._db_path}: {error}") from error
+                self._logger.error("cannot open the database, trying again", error=str(error))
+            select.select([self._lifeline], [], [], RETRY_S)
+            if self._lifeline.stop_requested():
+                raise Stopped
+
+    def _install(self) -> int | None:
+        files = Files()
+        try:
+            remove_outgoing(self._snap_path, files)
+            installed = install(self._db_path, self._snap_path, files)
+        except OSError as error:
+            raise CannotOpen(f"cannot install a snapshot: {error}") from error
+        if installed is not None:
+            self._logger.info("installed a snapshot from the leader", snapshot_index=installed)
+        return installed
 
     def free_bytes(self) -> int:
         """See Host."""

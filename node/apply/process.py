@@ -18,6 +18,7 @@ from node import malloc, membership
 from node.apply import alarms, lease
 from node.apply.alarms import Alarms
 from node.apply.auto_compaction import AutoCompaction, Periodic, Revision
+from node.apply.checkpoint import Checkpoints
 from node.apply.compactor import Compactor
 from node.apply.feed import Feed
 from node.apply.figures import ApplyFigures
@@ -32,7 +33,7 @@ from node.apply.reads import Reads
 from node.apply.space import is_no_space, shortage
 from node.child import ChildContext
 from node.config import CompactionMode
-from node.frames import APPLIED, FLUSHED, HEADER_BYTES, LEADERSHIP, SERVING, Frame, Kind, Process
+from node.frames import APPLIED, CHECKPOINT_ASK, FLUSHED, HEADER_BYTES, LEADERSHIP, SERVING, Frame, Kind, Process
 from node.front.state import answer
 from node.link import Streams
 from node.link_zmq import Arrivals, BlockingReader, Links
@@ -134,6 +135,16 @@ class Apply:
         self._auto_compaction = _auto_compaction(config, host.now())
         self._more_tasks = False
         self._flusher = Flusher(database, logger, host.run_aside)
+        self._checkpoints = Checkpoints(
+            database,
+            config.snap_path,
+            logger,
+            run_aside=host.run_aside,
+            read=host.read_checkpoint,
+            now=host.now,
+            free_bytes=host.free_bytes,
+            took=self._figures.snapshot_s.observe,
+        )
 
     def start(self) -> None:
         """Says where the store stands, and opens the streams: what follows comes by `turn`."""
@@ -151,7 +162,7 @@ class Apply:
         until = self._next_tick_at
         if self._entries or self._machine.busy or self._uncommitted:
             until = min(until, self._retry_at)
-        if self._reads.long_reads:  # they wait for a thread, or for their front
+        if self._reads.long_reads or self._checkpoints.busy:  # they wait for a thread, or for their front
             until = min(until, now + TASK_PATIENCE_S)
         due_at = self._compactor.due_at
         if due_at is not None:
@@ -187,6 +198,9 @@ class Apply:
             self._expire_leases(now)
         self._more_tasks = self._reads.run(now + TURN_S)
         self._compactor.run()
+        checkpoint = self._checkpoints.poll()
+        if checkpoint is not None:
+            self._links.send_control(Process.RAFT, Kind.CHECKPOINT, checkpoint)
         if now >= self._next_tick_at:
             self._next_tick_at = now + TICK_S
             self._tick(now)
@@ -197,6 +211,8 @@ class Apply:
         kind = frame.kind
         if kind == Kind.WATCH_ASK:
             self._feed.on_ask(frame.data, HEADER_BYTES)
+        elif kind == Kind.CHECKPOINT_ASK:
+            self._checkpoints.ask(*CHECKPOINT_ASK.unpack_from(frame.data, HEADER_BYTES))
         elif kind == Kind.STATE_ASK:
             self._links.send_control(frame.sender, Kind.STATE, answer(frame, self._state()))
         else:
@@ -397,6 +413,7 @@ class Apply:
         self._host.close()
         with self._host.long_operation("flushing the database"):
             self._reads.close()
+            self._checkpoints.close()
             self._flusher.close()
             self._store.close()
 
@@ -431,7 +448,9 @@ def main(child: ChildContext) -> None:
     fronts = [Process.FRONT + i for i in range(child.config.front_workers)]
     links = Links(child.run_dir, Process.APPLY, [Process.RAFT, Process.WATCH, *fronts])
     try:
-        apply = Apply(child, links, logger, ProcessHost(child.config.db_path, child.lifeline, logger))
+        config = child.config
+        host = ProcessHost(config.db_path, config.snap_path, child.lifeline, logger)
+        apply = Apply(child, links, logger, host)
     except Stopped:
         links.close()
         return

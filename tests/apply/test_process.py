@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 
+from kvorum.pb.internal_pb2 import MembershipState
 from kvorum.pb.rpc_pb2 import (
     AlarmRequest,
     AlarmType,
@@ -26,7 +27,19 @@ from node.apply.outbox import Outbox
 from node.apply.process import Apply, split_replies
 from node.apply.progress import Progress
 from node.child import Role
-from node.frames import APPLIED, FLUSHED, HEADER_BYTES, LEADERSHIP, Frame, Kind, Process, pack, unpack
+from node.frames import (
+    APPLIED,
+    CHECKPOINT,
+    CHECKPOINT_ASK,
+    FLUSHED,
+    HEADER_BYTES,
+    LEADERSHIP,
+    Frame,
+    Kind,
+    Process,
+    pack,
+    unpack,
+)
 from node.lifeline import Lifeline
 from node.link_zmq import Arrivals
 from node.requests import RECORD, REPLY, Op, batches
@@ -44,7 +57,8 @@ class ApplyUnderTest:
         self.links = FakeLinks(Process.APPLY)
         self.log = Lines()
         self.child = child_context(directory, Role.APPLY, *flags)
-        host = ProcessHost(self.child.config.db_path, self.child.lifeline, self.log.logger)
+        config = self.child.config
+        host = ProcessHost(config.db_path, config.snap_path, self.child.lifeline, self.log.logger)
         self.apply = Apply(self.child, self.links, self.log.logger, host)
         self.sent_entries = 0
 
@@ -105,6 +119,26 @@ class FailingWrites:
 @pytest.fixture
 def writes(monkeypatch: pytest.MonkeyPatch) -> FailingWrites:
     return FailingWrites(monkeypatch)
+
+
+def test_raft_gets_the_checkpoint_it_asks_for(apply: ApplyUnderTest) -> None:
+    apply.lead()
+    Path(apply.child.config.snap_path).mkdir()
+    ask = unpack(pack(Process.RAFT, Kind.CHECKPOINT_ASK, 0, CHECKPOINT_ASK.pack(3)))
+    apply.turn(control=(ask,))
+    assert apply.apply.patience_s() <= 2 * process.TASK_PATIENCE_S
+
+    def answered() -> bool:
+        apply.turn()
+        return (Process.RAFT, Kind.CHECKPOINT) in apply.links.sent
+
+    wait_until(answered, "the checkpoint", 20.0)
+    (data,) = apply.links.take(Process.RAFT, Kind.CHECKPOINT)
+    number, index, term, length = CHECKPOINT.unpack_from(data, HEADER_BYTES)
+    assert (number, index, term) == (3, 2, 2)
+    at = HEADER_BYTES + CHECKPOINT.size
+    assert data[at : at + length].decode() == f"{apply.child.config.snap_path}/outgoing-3"
+    assert [member.ID for member in MembershipState.FromString(data[at + length :]).members] == [MEMBER]
 
 
 def test_nothing_is_served_before_the_first_entry_of_the_term_is_applied(apply: ApplyUnderTest) -> None:

@@ -12,6 +12,7 @@ from struct import Struct
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from rocksdict import (
+    AccessType,
     BlockBasedOptions,
     Cache,
     Checkpoint,
@@ -77,10 +78,14 @@ def _options() -> Options:
 
 
 class Database:
-    """RocksDB opened at `path`, raising the database's own exception where it cannot be."""
+    """RocksDB opened at `path`, raising the database's own exception where it cannot be.
 
-    def __init__(self, path: str) -> None:
-        self._db = Rdict(path, _options())
+    `read_only` changes no file there.
+    """
+
+    def __init__(self, path: str, *, read_only: bool = False) -> None:
+        access = AccessType.read_only() if read_only else AccessType.read_write()
+        self._db = Rdict(path, _options(), access_type=access)
         self._read_options = ReadOptions()
         # The stub declares `disable_wal` a method; it is a property.
         self._write_options = WriteOptions()
