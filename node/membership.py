@@ -111,6 +111,16 @@ class Membership:
             rows += self._raise_cluster_version()
         return rows
 
+    def learn(self, state: MembershipState) -> None:
+        """What members published of themselves (names, client URLs), from one who executes that too."""
+        for other in state.members:
+            member = self._members.get(other.ID)
+            if member is not None:
+                learnt = _copy(member)
+                learnt.name = other.name
+                learnt.clientURLs[:] = other.clientURLs
+                self._members[other.ID] = learnt
+
     def set_cluster_version(self, body: bytes) -> list[Row]:
         """The members agreed on the API level of the cluster."""
         self.cluster_version = ClusterVersion.FromString(body).version

@@ -150,7 +150,11 @@ class Apply:
         """Says where the store stands, and opens the streams: what follows comes by `turn`."""
         links = self._links
         cursor = self._machine.cursor
-        links.send_control(Process.RAFT, Kind.APPLIED, APPLIED.pack(cursor.index, cursor.term))
+        links.send_control(
+            Process.RAFT,
+            Kind.APPLIED,
+            APPLIED.pack(cursor.index, cursor.term) + self._membership.state().SerializeToString(),
+        )
         links.open(Process.RAFT, Kind.ENTRIES)
         links.open(Process.RAFT, Kind.REPLIES)
 
@@ -188,7 +192,11 @@ class Apply:
         # Leases granted just now count from here, so what the execution took is never at their expense.
         now = self._now()
         self._lessor.turn(now)
-        if not self._serving and self._machine.applied_term >= self._term > 0:
+        if (
+            not self._serving
+            and self._machine.applied_term >= self._term > 0
+            and self._machine.applied_index >= self._catch_up_to
+        ):
             self._begin_serving(now)
         self._more_reads = self._reads.answer()
         self._outbox.flush()
@@ -215,8 +223,7 @@ class Apply:
             self._checkpoints.ask(*CHECKPOINT_ASK.unpack_from(frame.data, HEADER_BYTES))
         elif kind == Kind.STATE_ASK:
             self._links.send_control(frame.sender, Kind.STATE, answer(frame, self._state()))
-        else:
-            assert kind == Kind.LEADERSHIP, f"apply got a control frame of kind {kind}"
+        elif kind == Kind.LEADERSHIP:
             self._term, _, self._catch_up_to, _ = LEADERSHIP.unpack_from(frame.data, HEADER_BYTES)
             self._store.set_term(self._term)
 
@@ -307,7 +314,6 @@ class Apply:
 
     def _begin_serving(self, now: float) -> None:
         """The first entry of this term is applied, and with it the whole log as found at start."""
-        assert self._machine.applied_index > self._catch_up_to
         self._serving = True
         self._lessor.promote(now, extend_s=self._config.election_timeout_s)
         for front in self._fronts:

@@ -15,7 +15,7 @@ members by the network, to this one by `step`. The second kind's when its entrie
 works beside its followers', and entries are handed out to be applied only once they are on this member's own disk.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Final
@@ -127,9 +127,13 @@ class RawNode:
         """Start an election now."""
         election.start(self._raft)
 
-    def propose(self, data: bytes) -> None:
-        """Propose an entry, here or by way of the leader. Raises ProposalDropped; silence promises nothing."""
-        self._raft.step(Message(MessageType.PROP, sender=self._raft.id, entries=[(0, 0, EntryType.NORMAL, data)]))
+    def propose(self, *data: bytes) -> None:
+        """Propose entries, all or none, here or by way of the leader: silence promises nothing.
+
+        Raises ProposalDropped.
+        """
+        entries: list[Entry] = [(0, 0, EntryType.NORMAL, each) for each in data]
+        self._raft.step(Message(MessageType.PROP, sender=self._raft.id, entries=entries))
 
     def propose_conf_change(self, change: ConfChange, *, single: bool = False) -> None:
         """Propose a membership change. `single`: as an entry that can hold only one change. Raises ProposalDropped.
@@ -213,6 +217,50 @@ class RawNode:
             raft.tracker.configuration.copy(),
             {member: progress.copy() for member, progress in raft.tracker.progress.items()} if leads else {},
         )
+
+    @property
+    def term(self) -> int:
+        """The present term."""
+        return self._raft.term
+
+    @property
+    def lead(self) -> int:
+        """Who leads, as far as this member knows; NOBODY."""
+        return self._raft.lead
+
+    @property
+    def leads(self) -> bool:
+        """Whether this member leads."""
+        return self._raft.role is Role.LEADER
+
+    @property
+    def commit(self) -> int:
+        """The commit index."""
+        return self._raft.raft_log.committed
+
+    @property
+    def last_index(self) -> int:
+        """The log's last entry, on disk or not."""
+        return self._raft.raft_log.last_index()
+
+    @property
+    def lead_transferee(self) -> int:
+        """To whom leadership is being handed on; NOBODY."""
+        return self._raft.lead_transferee
+
+    @property
+    def committed_in_term(self) -> bool:
+        """Whether an entry of the present term is committed."""
+        return self._raft.committed_in_term()
+
+    def is_singleton(self) -> bool:
+        """Whether this member is the only voter."""
+        return self._raft.tracker.is_singleton(self._raft.id)
+
+    @property
+    def progress(self) -> Mapping[int, Progress]:
+        """What the leader knows of each member; not to be changed, and of no meaning elsewhere."""
+        return self._raft.tracker.progress
 
     def set_randomized_election_timeout(self, ticks: int) -> None:
         """Until the next change of role: campaign after so many ticks without a leader."""

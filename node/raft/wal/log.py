@@ -378,6 +378,15 @@ class WriteAheadLog:
             if self._prepared is None:
                 self._prepared = _make_segment_file(self._directory, self._segment_bytes, self._fsync)
 
+    def reserve(self, size_bytes: int) -> None:
+        """See that records of so many bytes can be appended, in a segment made now if need be. Raises LogFull, OSError.
+
+        A file system that copies on write may still refuse the append.
+        """
+        segment, end = self._tail
+        if end + size_bytes > segment.capacity:
+            self.prepare_segment()
+
     @property
     def segment_count(self) -> int:
         """How many segments hold the log, released ones not counted."""

@@ -1,0 +1,178 @@
+"""What the consensus core wants on disk, in the order it wants it, and what it may say once it is there.
+
+A sole voter waits for its disk in place: nothing could be done meanwhile, and what arrives gathers in the inbox. In a
+cluster the wait happens in a thread, while the followers' disks work too; what is written meanwhile shares the next
+wait. Without room for another segment the work stays here, unanswered, and is tried again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from node import stats
+from node.log import Logger
+from node.raft.core.change import encode_conf_state
+from node.raft.core.messages import HardState, Message, Snapshot
+from node.raft.wal.errors import LogFull
+from node.raft.wal.log import WriteAheadLog
+from node.raft.wal.record import Snapshot as SnapshotRecord
+
+SLOW_SYNC_S: Final = 1.0
+
+
+class Disk(Protocol):
+    """What runs aside of the loop."""
+
+    def sync(self, done: Callable[[BaseException | None], None]) -> None:
+        """`WriteAheadLog.sync` in a thread; then `done` in the loop."""
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Slow work on files that the log does not wait for. What it raises is logged."""
+
+
+class LogWriter:
+    """Does the core's STORAGE_APPEND work. `deliver` takes the responses; `installed` a snapshot that is recorded."""
+
+    def __init__(
+        self,
+        log: WriteAheadLog,
+        disk: Disk,
+        deliver: Callable[[Sequence[Message]], None],
+        installed: Callable[[Snapshot], None],
+        logger: Logger,
+    ) -> None:
+        self._log = log
+        self._disk = disk
+        self._deliver = deliver
+        self._installed = installed
+        self._logger = logger
+        self._work: deque[Message] = deque()  # in order, the first one without room in the log
+        self._responses: list[Message] = []  # for when what was written last is on disk
+        self._snapshot: Snapshot | None = None
+        self._unsynced = False
+        self._commit = 0  # known, and not in the log
+        self._segments = 0
+        self.waits_inline = False
+        """Whether this member is the only voter."""
+        self.syncing = False
+        """A thread waits for the disk."""
+        self.written_bytes = 0
+        self.fsync_s = stats.histogram("etcd_disk_wal_fsync_duration_seconds")
+        self.write_s = stats.histogram("etcd_disk_wal_write_duration_seconds")
+
+    @property
+    def stalled(self) -> bool:
+        """There is no room for the log."""
+        return bool(self._work)
+
+    def room_for(self, size_bytes: int) -> bool:
+        """Whether so much can be written, if need be in a new segment, which is made here then."""
+        if self._work:
+            return False
+        try:
+            self._log.reserve(size_bytes)
+        except LogFull as error:
+            self._logger.error("there is no room for the log", error=str(error))
+            return False
+        return True
+
+    def write(self, work: Message) -> None:
+        """One STORAGE_APPEND."""
+        if self._work or not self._append(work):
+            self._work.append(work)
+
+    def tick(self) -> None:
+        """There may be room again; and a commit index is written now and then, though nobody waits for it."""
+        while self._work and self._append(self._work[0]):
+            self._work.popleft()
+        if self._commit and not self._work:
+            self._keep_commit()
+
+    def _keep_commit(self) -> None:
+        term, vote, commit = self._log.hard_state
+        if self._commit > commit:
+            try:
+                self.written_bytes += self._log.append((), HardState(term, vote, self._commit))
+            except LogFull:
+                return  # it is only for whoever has nothing else to begin with
+        self._commit = 0
+
+    def _append(self, work: Message) -> bool:
+        log = self._log
+        began = time.perf_counter()
+        state: HardState | None = None
+        if work.term:
+            if (work.term, work.vote) == log.hard_state[:2]:
+                # Alone it is no news that a member needs after a crash: apply knows how far it came, the leader knows
+                # the rest. Written for each batch it would double what a put costs the log.
+                self._commit = work.commit
+            else:
+                state = HardState(work.term, work.vote, work.commit)
+        try:
+            if work.snapshot is not None:
+                snapshot = work.snapshot
+                conf_state = encode_conf_state(snapshot.conf_state)
+                log.append_snapshot(SnapshotRecord(snapshot.index, snapshot.term, conf_state))
+                self._snapshot = snapshot
+                self._unsynced = True
+            if work.entries or state is not None:
+                self.written_bytes += log.append(work.entries, state)
+                self._unsynced = True
+                self.write_s.observe(time.perf_counter() - began)
+        except LogFull as error:
+            self._logger.error("there is no room for the log", error=str(error))
+            return False
+        if log.segment_count != self._segments:
+            self._segments = log.segment_count
+            self._disk.run(log.prepare_segment)
+        if not self._unsynced and not self.syncing:
+            self._deliver(work.responses)
+            return True
+        self._responses += work.responses  # behind those that wait
+        if not self.syncing:
+            self._begin_sync()
+        return True
+
+    def _begin_sync(self) -> None:
+        self._unsynced = False
+        if self.waits_inline:
+            began = time.perf_counter()
+            self._log.sync()
+            self.fsync_s.observe(time.perf_counter() - began)
+            self._finish(self._take())
+            return
+        self.syncing = True
+        began = time.perf_counter()
+        waiting = self._take()
+
+        def done(error: BaseException | None) -> None:
+            if error is not None:
+                raise error
+            took_s = time.perf_counter() - began
+            self.fsync_s.observe(took_s)
+            if took_s > SLOW_SYNC_S:
+                self._logger.warn("slow fdatasync", took=f"{took_s:.3f}s", expected_duration=f"{SLOW_SYNC_S:g}s")
+            self.syncing = False
+            if self._unsynced:
+                self._begin_sync()
+                self._finish(waiting)
+            else:
+                later = self._take()  # came meanwhile, and had nothing to sync
+                self._finish((waiting[0] + later[0], waiting[1] or later[1]))
+
+        self._disk.sync(done)
+
+    def _take(self) -> tuple[list[Message], Snapshot | None]:
+        taken = self._responses, self._snapshot
+        self._responses, self._snapshot = [], None
+        return taken
+
+    def _finish(self, waiting: tuple[list[Message], Snapshot | None]) -> None:
+        responses, snapshot = waiting
+        if snapshot is not None:
+            self._installed(snapshot)
+        if responses:
+            self._deliver(responses)

@@ -1,0 +1,220 @@
+"""Members' raft drivers in one process: simulated disks, links in the test's hands, and a network that loses nothing
+unless it is told to."""
+
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from random import Random
+from typing import cast
+
+from kvorum.pb.internal_pb2 import Founding, MembershipState
+from kvorum.pb.rpc_pb2 import Member, PutRequest
+from node.child import ChildContext
+from node.config import Config
+from node.frames import APPLIED, ENTRY_HEADER, HEADER_BYTES, LEADERSHIP, Frame, Kind, Process, pack, unpack
+from node.link_zmq import Links
+from node.membership import Membership
+from node.raft.core import Message
+from node.raft.driver import Driver
+from node.raft.start import METADATA, found
+from node.raft.wal.errors import LogFull
+from node.raft.wal.log import WriteAheadLog, holds_log
+from tests.apply.entries import INCARNATION, MEMBER, batch
+from tests.apply.shell import FRONT, Clock, FakeLinks, Lines, answers
+from tests.raft.simulated_disk import SimulatedDirectory, SimulatedDisk
+
+KIB = 1 << 10
+SEGMENT_BYTES = 64 * KIB
+CACHE_BYTES = 8 * KIB
+
+CLUSTER = 7
+
+
+class HeldDisk:
+    """`Disk` whose syncs end when the test says so; housekeeping is done at once."""
+
+    def __init__(self, log: WriteAheadLog) -> None:
+        self._log = log
+        self.waiting: deque[Callable[[BaseException | None], None]] = deque()
+
+    def sync(self, done: Callable[[BaseException | None], None]) -> None:
+        self.waiting.append(done)
+
+    def run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except (OSError, LogFull):
+            return  # as the real one, which logs it
+
+    def finish(self) -> bool:
+        """Ends the sync under way, if any."""
+        if not self.waiting:
+            return False
+        self._log.sync()
+        self.waiting.popleft()(None)
+        return True
+
+
+class Wire:
+    """`Transport` of one member: messages go to the network's queue."""
+
+    def __init__(self, network: "Network", member: int) -> None:
+        self._network = network
+        self._member = member
+        self.members: dict[int, tuple[str, ...]] = {}
+        self.removed: set[int] = set()
+        self.snapshots: list[tuple[Message, str]] = []
+
+    def set_members(self, urls: Mapping[int, Sequence[str]], removed: Collection[int]) -> None:
+        self.members = {member: tuple(given) for member, given in urls.items()}
+        self.removed = set(removed)
+
+    def send(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            self._network.post(self._member, message.to, message)
+
+    def forward(self, member: int, payload: bytes) -> None:
+        self._network.post(self._member, member, payload)
+
+    def send_snapshot(self, message: Message, path: str) -> None:
+        self.snapshots.append((message, path))
+
+    def connected_since(self, member: int) -> float | None:
+        cut = self._network.cut
+        return 0.0 if member in self.members and not {self._member, member} & cut else None
+
+
+class Network:
+    """What is on its way; `cut` members hear and say nothing."""
+
+    def __init__(self) -> None:
+        self.cut: set[int] = set()
+        self.drivers: dict[int, Driver] = {}
+        self._queue: deque[tuple[int, int, Message | bytes]] = deque()
+
+    def post(self, sender: int, to: int, what: Message | bytes) -> None:
+        self._queue.append((sender, to, what))
+
+    def deliver(self) -> bool:
+        """Everything that is on its way now arrives. Returns whether there was anything."""
+        queue, self._queue = self._queue, deque()
+        for sender, to, what in queue:
+            driver = self.drivers.get(to)
+            if driver is None or {sender, to} & self.cut:
+                continue
+            if isinstance(what, bytes):
+                driver.on_forward(sender, what)
+            else:
+                driver.on_messages(sender, [what])
+        return bool(queue)
+
+
+class RaftUnderTest:
+    """One member's driver, whose turns the test makes; its log's segments and cache are small."""
+
+    def __init__(
+        self,
+        child: ChildContext,
+        disk: SimulatedDisk,
+        credit_bytes: int = 1 << 30,
+        *,
+        member: int = MEMBER,
+        members: Sequence[int] = (MEMBER,),
+        network: Network | None = None,
+        config: Config | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.disk = disk
+        self.member = member
+        self.log = Lines()
+        self.links = FakeLinks(Process.RAFT, credit_bytes)
+        self.clock = clock or Clock()
+        self.ended: list[str] = []
+        directory = SimulatedDirectory(disk)
+        if holds_log(directory):
+            self.wal = WriteAheadLog.open(directory, segment_bytes=SEGMENT_BYTES, cache_bytes=CACHE_BYTES)
+        else:
+            metadata = METADATA.pack(member, CLUSTER)
+            self.wal = WriteAheadLog.create(directory, metadata, segment_bytes=SEGMENT_BYTES, cache_bytes=CACHE_BYTES)
+        if members:
+            found(self.wal, founding(members))
+        network = network or Network()
+        self.disk_thread = HeldDisk(self.wal)
+        self.wire = Wire(network, member)
+        self.driver = Driver(
+            member_id=member,
+            incarnation=INCARNATION,
+            config=config or child.config,
+            remotes={},
+            links=cast(Links, self.links),
+            log=self.wal,
+            disk=self.disk_thread,
+            transport=self.wire,
+            now=self.clock,
+            random=Random(member),
+            logger=self.log.logger,
+            finish=self.ended.append,
+            restart=self.ended.append,
+        )
+        network.drivers[member] = self.driver
+
+    def tell(self, kind: int, payload: bytes) -> None:
+        """Apply says something apart from the streams."""
+        self.driver.on_control([unpack(pack(Process.APPLY, kind, 0, payload))])
+
+    def start(self, index: int = 0, term: int = 0, membership: Membership | None = None) -> "RaftUnderTest":
+        state = membership.state() if membership is not None else MembershipState()
+        self.tell(Kind.APPLIED, APPLIED.pack(index, term) + state.SerializeToString())
+        return self
+
+    def propose(self, *frames: Frame) -> None:
+        self.driver.on_data(frames)
+
+    def entries(self) -> list[tuple[int, int, int, bytes]]:
+        """(index, term, type, data) of what apply was sent since the last call."""
+        found = []
+        for data in self.links.take(Process.APPLY, Kind.ENTRIES):
+            at = HEADER_BYTES
+            while at < len(data):
+                index, term, type_, length = ENTRY_HEADER.unpack_from(data, at)
+                at += ENTRY_HEADER.size
+                found.append((index, term, type_, data[at : at + length]))
+                at += length
+        return found
+
+    def leadership(self) -> list[tuple[int, int, int, bool]]:
+        """What apply was told of it since the last call."""
+        return [LEADERSHIP.unpack_from(data, HEADER_BYTES) for data in self.links.take(Process.APPLY, Kind.LEADERSHIP)]
+
+    def grant(self, size_bytes: int) -> None:
+        """Apply has room again."""
+        self.links.grant(Process.APPLY, Kind.ENTRIES, size_bytes)
+        self.driver.on_control([])
+
+    def refusals(self, to: int = FRONT) -> list[tuple[int, int, bytes]]:
+        return answers(self.links.take(to, Kind.REPLIES))
+
+    def stop(self) -> None:
+        self.wal.close()
+
+
+def founding(members: Sequence[int]) -> bytes:
+    """The first entry of a group of these members."""
+    return Founding(
+        members=[Member(ID=member, name=f"m{member}", peerURLs=[url(member)]) for member in sorted(members)]
+    ).SerializeToString(deterministic=True)
+
+
+def founded(*members: int) -> Membership:
+    """The membership of a group right after its founding."""
+    membership = Membership()
+    membership.found(founding(members or (MEMBER,)))
+    return membership
+
+
+def url(member: int) -> str:
+    return f"http://127.0.0.1:{20000 + member % 10000}"
+
+
+def proposal(size_bytes: int = 1, first: int = 1, sender: int = FRONT, count: int = 1) -> Frame:
+    requests = [PutRequest(key=b"k", value=bytes(size_bytes)) for _ in range(count)]
+    return unpack(pack(sender, Kind.PROPOSALS, 0, batch(*requests, origin=sender, first=first)))
