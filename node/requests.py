@@ -65,12 +65,17 @@ REPLY: Final = struct.Struct("<QIB")
 
 MORE: Final = 0x80
 
+ELSEWHERE: Final = 0x7F
+"""Code of a reply that no client sees: the leader's apply alone can answer this, and here it is not."""
+
 AUTHENTICATED: Final = 1
 """Record flag: between record and body stand the auth revision (8 bytes) and the user's name."""
 
 FIRST_CHANGE_SEQUENCE: Final = 1 << 61
+FIRST_FORWARD_SEQUENCE: Final = 3 << 60
 FIRST_READ_SEQUENCE: Final = 1 << 62
-"""Changes of members and reads are numbered apart from proposals, so that a batch of proposals is always gapless."""
+"""Changes of members, forwarded questions and reads are numbered apart from proposals, so that a batch of proposals is
+always gapless."""
 
 
 class Batch(NamedTuple):
@@ -99,9 +104,9 @@ def pack_record(op: int, body: bytes) -> bytes:
     return RECORD.pack(len(body), op, 0, 0) + body
 
 
-def pack_read(op: int, sequence: int, body: bytes) -> bytes:
+def pack_read(op: int, sequence: int, body: bytes, flags: int = 0) -> bytes:
     """One request that is answered without the log."""
-    return READ.pack(len(body), op, 0, 0, sequence) + body
+    return READ.pack(len(body), op, flags, 0, sequence) + body
 
 
 def batches(data: bytes, at: int = 0, end: int | None = None) -> Iterator[Batch]:

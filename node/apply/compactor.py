@@ -57,7 +57,8 @@ class Compactor:
         return None if self._compaction.idle else self._next_at
 
     def wait(self, origin: int, sequence: int, reply: bytes) -> None:
-        """See PhysicalWaits."""
+        """See PhysicalWaits. An empty part tells the front that the request itself is executed."""
+        self._outbox.part(origin, sequence, b"")
         self._waiting.append((self._compaction.compacted_revision, origin, sequence, reply))
 
     def run(self) -> None:

@@ -7,6 +7,7 @@ import time
 from node.apply.machine import Machine
 from node.apply.mvcc.keyspace import Event
 from node.apply.mvcc.store import Store
+from node.apply.read_index import ReadIndex
 from node.stats import Figures, Histogram, histogram
 
 
@@ -51,12 +52,14 @@ class ApplyFigures:
         self.compacted_at = time.time()
         self.compaction_ms.observe(took_s * 1000)
 
-    def snapshot(self, store: Store, machine: Machine, quota: int | None) -> Figures:
+    def snapshot(self, store: Store, machine: Machine, read_index: ReadIndex, quota: int | None) -> Figures:
         """All series of the apply process."""
         size, in_use = store.sizes()
         return {
             "etcd_server_proposals_applied_total": machine.applied_index,
             "etcd_server_slow_apply_total": self.slow_applies,
+            "etcd_server_read_indexes_failed_total": read_index.failed,
+            "etcd_server_slow_read_indexes_total": read_index.slow,
             "etcd_server_quota_backend_bytes": quota or 0,
             "etcd_mvcc_db_total_size_in_bytes": size,
             "etcd_mvcc_db_total_size_in_use_in_bytes": in_use,

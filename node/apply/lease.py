@@ -207,6 +207,12 @@ class Lessor:
             self._valid_until = self._now
         self._valid_until = max(self._valid_until, valid_until)
 
+    def limit_leadership(self, now: float, valid_until: float) -> None:
+        """What was confirmed before is certain until `valid_until` only: from now on others have a vote."""
+        assert self._primary
+        self.turn(now)
+        self._valid_until = min(self._valid_until, valid_until)
+
     def demote(self) -> None:
         """This member leads no longer: it keeps no time (L25). Keep-alives that wait are the caller's to fail."""
         self._primary = False

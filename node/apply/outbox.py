@@ -1,4 +1,4 @@
-"""Replies on their way to the fronts: one frame per front and turn, as far as the front has granted credit.
+"""Replies on their way to those who asked: one frame per reader and turn, as far as it has granted credit.
 
 What a front has not asked for cannot come here, and it bounds what it asks for; so without credit replies wait, and
 new reads of that front wait unexecuted (`open`), since a read's reply may be large.
@@ -8,40 +8,51 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from node.frames import Kind
+from node.frames import Kind, Process
 from node.link import Outlet
 from node.requests import MORE, REPLY
 
+Reader = int | bytes
+"""Who asked: a front of this member, or by its FORWARD header one of another member, which is reached through raft."""
+
 
 class Outbox:
-    """Packed replies by front. `outlet(process, kind)` and `send(process, kind, payload)` are the links'."""
+    """Packed replies by reader. `outlet(process, kind)` and `send(process, kind, payload)` are the links'."""
 
     def __init__(self, outlet: Callable[[int, int], Outlet], send: Callable[[int, int, bytes], None]) -> None:
         self._outlet = outlet
         self._send = send
         self._waiting: dict[int, list[bytes]] = {}
+        self._forwarded: dict[bytes, list[bytes]] = {}
 
-    def open(self, front: int) -> bool:
-        """Whether what is read for this front now can be sent: with any credit left, all that waits is one frame."""
-        return self._outlet(front, Kind.REPLIES).open()
+    def open(self, reader: Reader) -> bool:
+        """Whether what is read for this reader now can be sent: with any credit left, all that waits is one frame.
 
-    def add(self, front: int, replies: list[bytes]) -> None:
-        """Packed replies (`REPLY`) to requests of this front, in order."""
-        if replies:
-            self._waiting.setdefault(front, []).extend(replies)
+        Other members' fronts have as much credit as raft takes from them.
+        """
+        return isinstance(reader, bytes) or self._outlet(reader, Kind.REPLIES).open()
 
-    def reply(self, front: int, sequence: int, body: bytes) -> None:
+    def add(self, reader: Reader, replies: list[bytes]) -> None:
+        """Packed replies (`REPLY`) to requests of this reader, in order."""
+        if not replies:
+            return
+        if isinstance(reader, bytes):
+            self._forwarded.setdefault(reader, []).extend(replies)
+        else:
+            self._waiting.setdefault(reader, []).extend(replies)
+
+    def reply(self, reader: Reader, sequence: int, body: bytes) -> None:
         """The last answer to a request that succeeded."""
-        self.add(front, [REPLY.pack(sequence, len(body), 0) + body])
+        self.add(reader, [REPLY.pack(sequence, len(body), 0) + body])
 
-    def part(self, front: int, sequence: int, body: bytes) -> None:
+    def part(self, reader: Reader, sequence: int, body: bytes) -> None:
         """One message of several; others follow."""
-        self.add(front, [REPLY.pack(sequence, len(body), MORE) + body])
+        self.add(reader, [REPLY.pack(sequence, len(body), MORE) + body])
 
-    def fail(self, front: int, sequence: int, code: int, text: str) -> None:
-        """A request failed with a gRPC status."""
+    def fail(self, reader: Reader, sequence: int, code: int, text: str) -> None:
+        """A request failed with a gRPC status, or ELSEWHERE."""
         body = text.encode()
-        self.add(front, [REPLY.pack(sequence, len(body), code) + body])
+        self.add(reader, [REPLY.pack(sequence, len(body), code) + body])
 
     def flush(self) -> None:
         """Sends what has credit."""
@@ -49,3 +60,7 @@ class Outbox:
             if replies and self._outlet(front, Kind.REPLIES).open():
                 self._send(front, Kind.REPLIES, b"".join(replies))
                 replies.clear()
+        if self._forwarded:
+            for header, replies in self._forwarded.items():
+                self._send(Process.RAFT, Kind.FORWARD_REPLIES, header + b"".join(replies))
+            self._forwarded.clear()

@@ -10,10 +10,11 @@ from __future__ import annotations
 import gc
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
-from kvorum.pb.rpc_pb2 import AlarmRequest, AlarmType, CompactionRequest, LeaseRevokeRequest
+from kvorum import errors
+from kvorum.pb.rpc_pb2 import AlarmType
 from node import malloc, membership
 from node.apply import alarms, lease
 from node.apply.alarms import Alarms
@@ -24,22 +25,39 @@ from node.apply.feed import Feed
 from node.apply.figures import ApplyFigures
 from node.apply.flusher import Flusher
 from node.apply.host import Host, ProcessHost, Stopped
+from node.apply.leadership import Leadership
 from node.apply.lease import Lessor
 from node.apply.machine import Machine
 from node.apply.mvcc.database import Database
 from node.apply.mvcc.message import Identity
 from node.apply.outbox import Outbox
+from node.apply.own_requests import OwnRequests
 from node.apply.reads import Reads
 from node.apply.space import is_no_space, shortage
 from node.child import ChildContext
 from node.config import CompactionMode
-from node.frames import APPLIED, CHECKPOINT_ASK, FLUSHED, HEADER_BYTES, LEADERSHIP, SERVING, Frame, Kind, Process
+from node.frames import (
+    APPLIED,
+    CHECKPOINT_ASK,
+    FLUSHED,
+    GRANT_RETURNED,
+    HEADER_BYTES,
+    LEADERSHIP,
+    LEADING,
+    PROGRESS,
+    READ_ASK,
+    READ_INDEX,
+    SERVING,
+    Frame,
+    Kind,
+    Process,
+)
 from node.front.state import answer
 from node.link import Streams
 from node.link_zmq import Arrivals, BlockingReader, Links
 from node.log import Logger
 from node.membership import Membership
-from node.requests import REPLY, Op, pack_batch, pack_record
+from node.requests import REPLY, Op
 
 TICK_S: Final = 0.5
 """How often leases, the quota and automatic compaction are looked at; also how long a poll may sleep."""
@@ -57,6 +75,9 @@ LOOK_BYTES: Final = 1 << 20
 
 LONGEST_KEEP_ALIVE_WAIT_S: Final = 1.0
 """Leases expire only when all keep-alives that came were answered, but do not wait longer than this."""
+
+PROGRESS_S: Final = 0.1
+"""Raft is told as often how far the log is applied."""
 
 THREAD_SWITCH_S: Final = 0.0002
 
@@ -103,21 +124,26 @@ class Apply:
             alarms=self._alarms,
             physical=self._compactor,
         )
+        request_timeout_s = 5 + 2 * config.election_timeout_s
+        self._leadership = Leadership(child.member_id, self._lessor, config.election_timeout_s)
         self._reads = Reads(
             self._machine,
             self._outbox,
             self._figures,
+            self._leadership,
             host.now,
             host.run_aside,
             max_request_bytes=config.max_request_bytes,
-            request_timeout_s=5 + 2 * config.election_timeout_s,
+            request_timeout_s=request_timeout_s,
             slow=self._on_long_read,
         )
         self._feed = Feed(store.history)
         logger.info("opened the database", took_s=round(host.now() - started, 3), revision=store.revision)
-        self._term = 0
-        self._catch_up_to = 0
+        self._read_index = self._reads.read_index
         self._serving = False
+        self._members_told = 0  # of the changes that the membership counts
+        self._progress_told = self._machine.applied_index
+        self._progress_at = 0.0
         self._working = host.working
         self._entries: deque[Frame] = deque()
         self._loaded: Frame | None = None
@@ -129,10 +155,14 @@ class Apply:
         self._next_tick_at = 0.0
         self._more_reads = False
         self._all_read_at = 0.0
-        self._next_own_sequence = 1
-        self._compaction_asked: dict[int, int] = {}
-        self._no_space_asked: int | None = None
-        self._auto_compaction = _auto_compaction(config, host.now())
+        self._own = OwnRequests(
+            member_id=child.member_id,
+            incarnation=child.incarnation,
+            send=links.send,
+            auto_compaction=_auto_compaction(config, host.now()),
+            logger=logger,
+            timeout_s=request_timeout_s,
+        )
         self._more_tasks = False
         self._flusher = Flusher(database, logger, host.run_aside)
         self._checkpoints = Checkpoints(
@@ -150,11 +180,9 @@ class Apply:
         """Says where the store stands, and opens the streams: what follows comes by `turn`."""
         links = self._links
         cursor = self._machine.cursor
-        links.send_control(
-            Process.RAFT,
-            Kind.APPLIED,
-            APPLIED.pack(cursor.index, cursor.term) + self._membership.state().SerializeToString(),
-        )
+        members = self._membership.state().SerializeToString()
+        links.send_control(Process.RAFT, Kind.APPLIED, APPLIED.pack(cursor.index, cursor.term) + members)
+        self._tell_members()
         links.open(Process.RAFT, Kind.ENTRIES)
         links.open(Process.RAFT, Kind.REPLIES)
 
@@ -168,9 +196,11 @@ class Apply:
             until = min(until, self._retry_at)
         if self._reads.long_reads or self._checkpoints.busy:  # they wait for a thread, or for their front
             until = min(until, now + TASK_PATIENCE_S)
-        due_at = self._compactor.due_at
-        if due_at is not None:
-            until = min(until, due_at)
+        for due_at in (self._compactor.due_at, self._read_index.due_at):
+            if due_at is not None:
+                until = min(until, due_at)
+        if self._progress_told != self._machine.applied_index:
+            until = min(until, self._progress_at)
         return max(0.0, until - now)
 
     def turn(self, arrivals: Arrivals) -> None:
@@ -178,26 +208,28 @@ class Apply:
         now = self._now()
         self._host.beat(now)
         for frame in arrivals.control:
-            self._on_control(frame)
+            self._on_control(frame, now)
         for frame in arrivals.data:
             if frame.kind == Kind.ENTRIES:
                 self._entries.append(frame)
             elif frame.kind == Kind.READS:
                 self._reads.on_frame(frame)
+            elif frame.kind == Kind.FORWARDS:
+                self._on_forwards(frame)
             else:
                 assert frame.kind == Kind.REPLIES, f"apply got a frame of kind {frame.kind}"
                 self._on_refused(frame)
+        if self._read_index.waiting:
+            self._ask_index(now)
         if self._entries or self._machine.busy or self._uncommitted:
             self._execute(now)
         # Leases granted just now count from here, so what the execution took is never at their expense.
         now = self._now()
         self._lessor.turn(now)
-        if (
-            not self._serving
-            and self._machine.applied_term >= self._term > 0
-            and self._machine.applied_index >= self._catch_up_to
-        ):
-            self._begin_serving(now)
+        if not self._leadership.settled:
+            self._follow_leadership(now)
+        if self._read_index.waiting:
+            self._reads.release(self._read_index.ready(self._machine.applied_index))
         self._more_reads = self._reads.answer()
         self._outbox.flush()
         now = self._now()
@@ -212,20 +244,78 @@ class Apply:
         if now >= self._next_tick_at:
             self._next_tick_at = now + TICK_S
             self._tick(now)
+        if now >= self._progress_at and self._progress_told != self._machine.applied_index:
+            self._tell_progress(now)
         self._outbox.flush()
         self._send_events()
 
-    def _on_control(self, frame: Frame) -> None:
-        kind = frame.kind
+    def _on_control(self, frame: Frame, now: float) -> None:
+        kind, data = frame.kind, frame.data
         if kind == Kind.WATCH_ASK:
-            self._feed.on_ask(frame.data, HEADER_BYTES)
+            self._feed.on_ask(data, HEADER_BYTES)
         elif kind == Kind.CHECKPOINT_ASK:
-            self._checkpoints.ask(*CHECKPOINT_ASK.unpack_from(frame.data, HEADER_BYTES))
+            self._checkpoints.ask(*CHECKPOINT_ASK.unpack_from(data, HEADER_BYTES))
         elif kind == Kind.STATE_ASK:
             self._links.send_control(frame.sender, Kind.STATE, answer(frame, self._state()))
-        elif kind == Kind.LEADERSHIP:
-            self._term, _, self._catch_up_to, _ = LEADERSHIP.unpack_from(frame.data, HEADER_BYTES)
-            self._store.set_term(self._term)
+        elif kind == Kind.READ_INDEX:
+            self._read_index.on_index(*READ_INDEX.unpack_from(data, HEADER_BYTES))
+        elif kind == Kind.LEADING:
+            term, valid_until = LEADING.unpack_from(data, HEADER_BYTES)
+            self._leadership.on_confirmed(term, valid_until, now)
+            self._reads.leases.retry()
+        else:
+            assert kind == Kind.LEADERSHIP, f"apply got a control frame of kind {kind}"
+            self._on_leadership(frame, now)
+
+    # leadership
+
+    def _on_leadership(self, frame: Frame, now: float) -> None:
+        term, leader, catch_up_to, solo = LEADERSHIP.unpack_from(frame.data, HEADER_BYTES)
+        self._store.set_term(term)
+        returned = self._leadership.on_leadership(term, leader, catch_up_to, solo, now)
+        self._reads.fail(self._read_index.on_leadership(term, leader), errors.LEADER_CHANGED)
+        self._reads.leases.retry()
+        if returned:  # what was asked before is answered from a store that held everything then
+            self._links.send_control(Process.RAFT, Kind.GRANT_RETURNED, GRANT_RETURNED.pack(term))
+
+    def _follow_leadership(self, now: float) -> None:
+        """More of the log is applied since raft spoke of leadership."""
+        leadership, machine = self._leadership, self._machine
+        leadership.on_applied(machine.applied_index, machine.applied_term, now)
+        if not leadership.settled:
+            return
+        self._reads.leases.retry()
+        if leadership.granted:
+            self._reads.release(self._read_index.release())
+        if not self._serving:
+            self._serving = True
+            for front in self._fronts:
+                self._links.send_control(front, Kind.SERVING, SERVING.pack(self._store.revision))
+
+    def _ask_index(self, now: float) -> None:
+        """Asks raft for a read index, if it is time, for what came in this turn, too; gives up what waited too long."""
+        read_index = self._read_index
+        due_at = read_index.due_at
+        if due_at is not None and now >= due_at:
+            self._reads.fail(read_index.expired(now), errors.TIMEOUT)
+        number = read_index.ask(now)
+        if number is not None:
+            self._links.send_control(Process.RAFT, Kind.READ_ASK, READ_ASK.pack(number))
+
+    def _on_forwards(self, frame: Frame) -> None:
+        if not self._reads.on_forwards(frame):
+            self._logger.warn("dropped what another member forwarded", size=frame.end - frame.start)
+
+    def _tell_members(self) -> None:
+        self._members_told = self._membership.changes
+        members = self._membership.state().SerializeToString()
+        for process in (Process.RAFT, *self._fronts):
+            self._links.send_control(process, Kind.MEMBERS, members)
+
+    def _tell_progress(self, now: float) -> None:
+        self._progress_told = self._machine.applied_index
+        self._progress_at = now + PROGRESS_S
+        self._links.send_control(Process.RAFT, Kind.PROGRESS, PROGRESS.pack(self._progress_told))
 
     # entries
 
@@ -267,11 +357,13 @@ class Apply:
             machine.replies = {}
             for process, packed in replies.items():
                 if process == Process.APPLY:
-                    self._on_own_replies(packed)
+                    self._own.on_replies(packed, self._now())
                 else:
                     self._outbox.add(process, packed)
             self._outbox.flush()
-        self._reads.retry_keep_alives()
+        self._reads.leases.retry()
+        if self._members_told != self._membership.changes:
+            self._tell_members()
         events = self._store.take_events()
         self._figures.on_events(events)
         self._feed.on_revisions(events, with_prev=True)
@@ -310,14 +402,7 @@ class Apply:
         if self._serving:
             for lease_id in self._lessor.expired(now):
                 self._figures.expired_leases += 1
-                self._propose(Op.LEASE_REVOKE, LeaseRevokeRequest(ID=lease_id).SerializeToString())
-
-    def _begin_serving(self, now: float) -> None:
-        """The first entry of this term is applied, and with it the whole log as found at start."""
-        self._serving = True
-        self._lessor.promote(now, extend_s=self._config.election_timeout_s)
-        for front in self._fronts:
-            self._links.send_control(front, Kind.SERVING, SERVING.pack(self._store.revision))
+                self._own.revoke(lease_id)
 
     def _send_events(self) -> None:
         """Sends watch what is due; one slice of history at most, so that other work gets its turn."""
@@ -332,13 +417,8 @@ class Apply:
     def _tick(self, now: float) -> None:
         if not self._serving:
             return
-        if self._auto_compaction is not None:
-            revision = self._auto_compaction.tick(now, self._store.revision)
-            if revision is not None:
-                self._logger.info("starting auto compaction", revision=revision)
-                body = CompactionRequest(revision=revision).SerializeToString()
-                self._compaction_asked[self._propose(Op.COMPACT, body)] = revision
-        self._reads.retry_keep_alives()
+        self._own.compact(self._store.revision, now, leads=self._leadership.is_primary)
+        self._reads.leases.retry()
         self._watch_space()
 
     def _watch_space(self) -> None:
@@ -355,45 +435,15 @@ class Apply:
         if flushed is not None:
             self._links.send_control(Process.RAFT, Kind.FLUSHED, FLUSHED.pack(flushed))
 
-    def _propose(self, op: Op, body: bytes) -> int:
-        """Logs a request of apply's own; returns its sequence."""
-        sequence = self._next_own_sequence
-        self._next_own_sequence += 1
-        batch = pack_batch(
-            Process.APPLY, self._child.member_id, self._child.incarnation, sequence, [pack_record(op, body)]
-        )
-        self._links.send(Process.RAFT, Kind.PROPOSALS, batch)
-        return sequence
-
     def _on_refused(self, frame: Frame) -> None:
         """Raft had no room in the log for what apply itself proposed."""
         self._links.consume(frame.sender, frame.kind, frame.end - frame.start)
-        self._on_own_replies(split_replies(frame.data))
-
-    def _on_own_replies(self, packed: Iterable[bytes]) -> None:
-        """Answers to apply's own requests. A refused revoke is proposed again by the lessor (L31)."""
-        for reply in packed:
-            sequence, _, code = REPLY.unpack_from(reply)
-            if sequence == self._no_space_asked:
-                self._no_space_asked = None
-            revision = self._compaction_asked.pop(sequence, None)
-            if revision is None or self._auto_compaction is None:
-                continue
-            if code == 0:
-                self._auto_compaction.done(self._now(), revision)
-                self._logger.info("completed auto compaction", revision=revision)
-            else:
-                text = reply[REPLY.size :].decode()
-                self._logger.warn("failed auto compaction", revision=revision, error=text)
+        self._own.on_replies(split_replies(frame.data), self._now())
 
     def _raise_no_space(self, reason: str) -> None:
         mine = self._child.member_id
-        asked = self._no_space_asked is not None
-        if asked or not self._serving or any(a.memberID == mine for a in self._alarms.active(AlarmType.NOSPACE)):
-            return
-        self._logger.warn("raising the NOSPACE alarm", reason=reason)
-        request = AlarmRequest(action=AlarmRequest.ACTIVATE, memberID=mine, alarm=AlarmType.NOSPACE)
-        self._no_space_asked = self._propose(Op.ALARM, request.SerializeToString())
+        if self._serving and not any(a.memberID == mine for a in self._alarms.active(AlarmType.NOSPACE)):
+            self._own.raise_no_space(reason, self._now())
 
     # the rest
 
@@ -411,7 +461,7 @@ class Apply:
             "cluster_version": self._membership.cluster_version,
             "alarms": [alarms.describe(alarm) for alarm in self._alarms.active()],
             "alarm_types": [alarm.alarm for alarm in self._alarms.active()],
-            "metrics": self._figures.snapshot(store, self._machine, self._config.quota_backend_bytes),
+            "metrics": self._figures.snapshot(store, self._machine, self._read_index, self._config.quota_backend_bytes),
         }
 
     def close(self) -> None:

@@ -7,32 +7,26 @@ shell runs in turn with everything else.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Final
 
 from google.protobuf.message import DecodeError
 
 from kvorum import errors
-from kvorum.errors import ApiError, Code
-from kvorum.pb.rpc_pb2 import (
-    AuthStatusResponse,
-    LeaseKeepAliveRequest,
-    LeaseKeepAliveResponse,
-    LeaseLeasesResponse,
-    LeaseStatus,
-    LeaseTimeToLiveRequest,
-    LeaseTimeToLiveResponse,
-    MemberListResponse,
-)
+from kvorum.errors import ApiError, Code, Status
+from kvorum.pb.rpc_pb2 import AuthStatusResponse, MemberListResponse, RangeRequest
 from node.apply.figures import ApplyFigures
 from node.apply.host import Job
-from node.apply.lease import WAIT
+from node.apply.leadership import Leadership
+from node.apply.lease_reads import LeaseReads
 from node.apply.machine import Machine
 from node.apply.mvcc.store import Reading
-from node.apply.outbox import Outbox
+from node.apply.outbox import Outbox, Reader
+from node.apply.read_index import ReadIndex, Waiting, split
 from node.apply.txn_read import TxnRead
-from node.frames import HEADER_BYTES, Frame
+from node.check import check_range
+from node.frames import FORWARD, HEADER_BYTES, Frame
 from node.requests import READ, REPLY, Op
 from node.stats import Histogram
 
@@ -57,11 +51,20 @@ Slow = Callable[[int, float, int], None]
 """Is told of a long read that took longer than it should: op, seconds, bytes of the reply."""
 
 
+FORWARDED: Final = frozenset({Op.LEASE_KEEP_ALIVE, Op.LEASE_TIME_TO_LIVE})
+"""What other members' fronts may ask here."""
+
+MAX_FORWARDS: Final = 10_000
+"""Frames of forwarded questions that wait for their turn."""
+
+Parked = tuple[bytes, int, bool]
+"""A frame, how far it is answered, and whether the store holds all that was acknowledged before it came."""
+
+
 class Reads:
     """Answers READS frames into the outbox; `run` goes on with the long ones.
 
-    `now` is a monotonic clock, `run_aside` is `Host`'s. A keep-alive that waits for a revoke fails after
-    `request_timeout_s`.
+    `now` is a monotonic clock, `run_aside` is `Host`'s. What has to wait for others fails after `request_timeout_s`.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Reads:
         machine: Machine,
         outbox: Outbox,
         figures: ApplyFigures,
+        leadership: Leadership,
         now: Callable[[], float],
         run_aside: Callable[[str, Callable[[], None]], Job],
         *,
@@ -79,20 +83,21 @@ class Reads:
         self._machine = machine
         self._outbox = outbox
         self._figures = figures
+        self._leadership = leadership
         self._now = now
         self._run_aside = run_aside
         self._max_request_bytes = max_request_bytes
-        self._request_timeout_s = request_timeout_s
         self._slow = slow
-        self._waiting_keep_alives: list[tuple[int, int, int, float]] = []
-        self._parked: dict[int, deque[tuple[bytes, int]]] = {}  # by front: frames, and how far each is answered
+        self.read_index = ReadIndex(request_timeout_s)
+        self.leases = LeaseReads(machine, outbox, figures, now, leadership, self.read_index, request_timeout_s)
+        self._parked: dict[int, deque[Parked]] = {}  # by front
+        self._forwards: deque[tuple[bytes, Parked]] = deque()
         self._tasks: deque[Task] = deque()
         self._queued: deque[Task] = deque()  # not begun
-        self._defragment_asks: list[tuple[int, int]] = []
+        self._defragment_asks: list[tuple[Reader, int]] = []
         self._defragmenting = False
         self._handlers: dict[int, Callable[[bytes], bytes]] = {
-            Op.LEASE_TIME_TO_LIVE: self._time_to_live,
-            Op.LEASE_LEASES: self._leases,
+            Op.LEASE_LEASES: lambda _body: self.leases.leases(),
             Op.MEMBER_LIST: self._member_list,
             Op.AUTH_STATUS: self._auth_status,
         }
@@ -103,11 +108,70 @@ class Reads:
         return len(self._tasks) + len(self._queued)
 
     def on_frame(self, frame: Frame) -> None:
-        """Takes in the reads of a front, to be answered by `answer`."""
-        parked = self._parked.get(frame.sender)
+        """Takes in the reads of a front: those that need a read index wait for one, the others for `answer`."""
+        if self._leadership.granted:
+            self._park(frame.sender, frame.data, HEADER_BYTES, True)
+        else:
+            self._sort(frame.sender, frame.data, HEADER_BYTES)
+
+    def on_forwards(self, frame: Frame) -> bool:
+        """Takes in what fronts of other members ask of the leader; they ask again for what is not answered.
+
+        False: it is not of that form, or too much waits, and it is dropped.
+        """
+        data = frame.data
+        at = HEADER_BYTES + FORWARD.size
+        if len(self._forwards) >= MAX_FORWARDS or not _is_forward(data, at):
+            return False
+        reader = data[HEADER_BYTES:at]
+        if self._leadership.granted:
+            self._park(reader, data, at, True)
+        else:
+            self._sort(reader, data, at)
+        return True
+
+    def _sort(self, reader: Reader, data: bytes, at: int) -> None:
+        waits, others = split(data, at)
+        if waits is not None:
+            now = self._now()
+            if not self._leadership.leader:
+                waits = self._without_faulty(reader, waits, at)
+            if len(waits) > at and not self.read_index.add(reader, waits, at, now):
+                self.fail([Waiting(reader, waits, at, now)], errors.REQUEST_TOO_MANY_REQUESTS)
+        if others is not None:
+            self._park(reader, others, at, False)
+
+    def _park(self, reader: Reader, data: bytes, at: int, is_current: bool) -> None:
+        if isinstance(reader, bytes):
+            self._forwards.append((reader, (data, at, is_current)))
+            return
+        parked = self._parked.get(reader)
         if parked is None:
-            parked = self._parked[frame.sender] = deque()
-        parked.append((frame.data, HEADER_BYTES))
+            parked = self._parked[reader] = deque()
+        parked.append((data, at, is_current))
+
+    def release(self, ready: Iterable[Waiting]) -> None:
+        """These have what they waited for, and wait for `answer` now."""
+        for reader, data, at, _ in ready:
+            self._park(reader, data, at, True)
+
+    def fail(self, given_up: Iterable[Waiting], status: Status) -> None:
+        """These get no read index. A range with a fault of its own gets the error of that (P1)."""
+        for reader, data, at, _ in given_up:
+            data = self._without_faulty(reader, data, at)
+            for sequence, _, _, _ in _records(data, at):
+                self._outbox.fail(reader, sequence, *status)
+
+    def _without_faulty(self, reader: Reader, data: bytes, at: int) -> bytes:
+        """Answers the ranges that can only fail; the others are returned, after `data[:at]`."""
+        kept = [data[:at]]
+        for sequence, op, body, record in _records(data, at):
+            status = _fault(body) if op == Op.RANGE else None
+            if status is None:
+                kept.append(record)
+            else:
+                self._outbox.fail(reader, sequence, *status)
+        return b"".join(kept)
 
     def answer(self) -> bool:
         """Answers what came, for each front as far as it has credit for replies, and its share of the turn goes.
@@ -120,13 +184,25 @@ class Reads:
                 continue
             until = self._now() + TURN_S
             while parked:
-                data, at = parked.popleft()
-                at = self._answer(front, data, at, until)
+                data, at, is_current = parked.popleft()
+                at = self._answer(front, data, at, until, is_current)
                 if at < len(data):
-                    parked.appendleft((data, at))
+                    parked.appendleft((data, at, is_current))
                     more = True
                     break
+        if self._forwards:
+            more = self._answer_forwards() or more
         return more
+
+    def _answer_forwards(self) -> bool:
+        until = self._now() + TURN_S
+        while self._forwards:
+            reader, (data, at, is_current) = self._forwards.popleft()
+            at = self._answer(reader, data, at, until, is_current)
+            if at < len(data):
+                self._forwards.appendleft((reader, (data, at, is_current)))
+                return True
+        return False
 
     def run(self, until: float) -> bool:
         """Runs slices in turn until that time; returns whether there are more to run at once."""
@@ -153,7 +229,7 @@ class Reads:
         self._tasks.clear()
         self._queued.clear()
 
-    def _answer(self, front: int, data: bytes, at: int, until: float) -> int:
+    def _answer(self, front: Reader, data: bytes, at: int, until: float, is_current: bool) -> int:
         """Answers the reads from offset `at` on while there is time; returns the offset of the first one left."""
         replies: list[bytes] = []
         begin_range = self._machine.store.begin_range
@@ -182,7 +258,7 @@ class Reads:
                 elif op in handlers:
                     reply = handlers[op](body)
                 else:
-                    begun = self._begin(front, sequence, op, body)
+                    begun = self._begin(front, sequence, op, body, is_current)
                     if begun is None:
                         continue
                     reply = begun
@@ -199,7 +275,7 @@ class Reads:
         self._outbox.add(front, replies)
         return at
 
-    def _begin(self, front: int, sequence: int, op: int, body: bytes) -> bytes | None:
+    def _begin(self, front: Reader, sequence: int, op: int, body: bytes, is_current: bool) -> bytes | None:
         """Work that may take several slices, or an answer that has to wait: then None."""
         store = self._machine.store
         match op:
@@ -212,8 +288,9 @@ class Reads:
                     return reply
                 self._later(front, sequence, op, lambda: TxnRead(store.keyspace, body, store.header()))
             case Op.LEASE_KEEP_ALIVE:
-                until = self._now() + self._request_timeout_s
-                self._keep_alive(front, sequence, LeaseKeepAliveRequest.FromString(body).ID, until)
+                self.leases.keep_alive(front, sequence, body, is_current=is_current)
+            case Op.LEASE_TIME_TO_LIVE:
+                self.leases.time_to_live(front, sequence, body)
             case Op.HASH_KV:
                 self._later(front, sequence, op, partial(store.begin_hash_kv, body), self._figures.hash_rev_s)
             case Op.HASH:
@@ -231,12 +308,17 @@ class Reads:
     # long reads
 
     def _later(
-        self, front: int, sequence: int, op: int, begin: Callable[[], bytes | Reading], took_s: Histogram | None = None
+        self,
+        front: Reader,
+        sequence: int,
+        op: int,
+        begin: Callable[[], bytes | Reading],
+        took_s: Histogram | None = None,
     ) -> None:
         self._queued.append(self._stepped(front, sequence, op, begin, took_s))
 
     def _stepped(
-        self, front: int, sequence: int, op: int, begin: Callable[[], bytes | Reading], histogram: Histogram | None
+        self, front: Reader, sequence: int, op: int, begin: Callable[[], bytes | Reading], histogram: Histogram | None
     ) -> Task:
         while not self._outbox.open(front):
             yield False
@@ -258,7 +340,7 @@ class Reads:
         self._slow(op, took_s, len(reply))
         self._outbox.reply(front, sequence, reply)
 
-    def _streamed(self, front: int, sequence: int, body: bytes) -> Task:
+    def _streamed(self, front: Reader, sequence: int, body: bytes) -> Task:
         """A RangeStream goes on as its front takes what was sent; meanwhile it holds no view of the database."""
         try:
             stream = self._machine.store.begin_range_stream(body, self._max_request_bytes)
@@ -311,48 +393,40 @@ class Reads:
                     self._outbox.reply(front, sequence, b"")
         self._defragmenting = False
 
-    # leases and members
-
-    def _keep_alive(self, front: int, sequence: int, lease_id: int, until: float) -> None:
-        """Renews a lease. One whose revoke is under way is answered when that is decided (L9)."""
-        header = self._machine.store.header()  # before the renewal (L11)
-        now = self._now()
-        try:
-            ttl_s = self._machine.lessor.keep_alive(lease_id, now)
-        except ApiError as error:
-            self._outbox.fail(front, sequence, *error.status)
-            return
-        if ttl_s != WAIT:
-            self._figures.renewed_leases += ttl_s > 0
-            reply = header + LeaseKeepAliveResponse(ID=lease_id, TTL=ttl_s).SerializeToString()
-            self._outbox.reply(front, sequence, reply)
-        elif now < until:
-            self._waiting_keep_alives.append((front, sequence, lease_id, until))
-        else:  # its front has given up; whoever keeps asking must not pile up here
-            self._outbox.fail(front, sequence, *errors.TIMEOUT)
-
-    def retry_keep_alives(self) -> None:
-        """A revoke may have been decided, or have taken too long: asks again for those that waited."""
-        waiting = self._waiting_keep_alives
-        self._waiting_keep_alives = []
-        for front, sequence, lease_id, until in waiting:
-            self._keep_alive(front, sequence, lease_id, until)
-
-    def _time_to_live(self, body: bytes) -> bytes:
-        request = LeaseTimeToLiveRequest.FromString(body)
-        found = self._machine.lessor.time_to_live(request.ID, self._now(), keys=request.keys)
-        response = LeaseTimeToLiveResponse(
-            ID=request.ID, TTL=found.ttl_s, grantedTTL=found.granted_ttl_s, keys=found.keys
-        )
-        return self._machine.store.header() + response.SerializeToString()
-
-    def _leases(self, _body: bytes) -> bytes:
-        leases = [LeaseStatus(ID=lease_id) for lease_id in self._machine.lessor.leases()]
-        return self._machine.store.header() + LeaseLeasesResponse(leases=leases).SerializeToString()
-
     def _member_list(self, _body: bytes) -> bytes:
         members = self._machine.membership.members()
         return self._machine.store.header(0) + MemberListResponse(members=members).SerializeToString()
 
     def _auth_status(self, _body: bytes) -> bytes:
         return self._machine.store.header() + AuthStatusResponse().SerializeToString()
+
+
+def _records(data: bytes, at: int) -> Iterator[tuple[int, int, bytes, bytes]]:
+    """(sequence, op, body, whole record) of each READ record."""
+    while at < len(data):
+        length, op, _, _, sequence = READ.unpack_from(data, at)
+        body_at = at + READ.size
+        after = body_at + length
+        yield sequence, op, data[body_at:after], data[at:after]
+        at = after
+
+
+def _is_forward(data: bytes, at: int) -> bool:
+    """Whether `data[at:]` is one READ record after the other, of ops that may be forwarded: another member sent it."""
+    while at + READ.size <= len(data):
+        length, op, _, _, _ = READ.unpack_from(data, at)
+        if op not in FORWARDED:
+            return False
+        at += READ.size + length
+    return at == len(data)
+
+
+def _fault(body: bytes) -> Status | None:
+    """What a RangeRequest is refused with wherever it is read, if anything."""
+    try:
+        check_range(RangeRequest.FromString(body))
+    except ApiError as error:
+        return error.status
+    except DecodeError as error:
+        return Status(Code.INTERNAL, f"grpc: error unmarshalling request: {error}")
+    return None

@@ -8,12 +8,13 @@ all of which have the same two methods.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from kvorum import errors
 from kvorum.errors import Code, Status
-from node.frames import HEADER_BYTES, Kind, Process
+from node.frames import FORWARD, HEADER_BYTES, Kind, Process
+from node.front.leader_reads import LeaderReads
 from node.requests import (
     FIRST_CHANGE_SEQUENCE,
     FIRST_READ_SEQUENCE,
@@ -36,9 +37,15 @@ BATCH_BYTES: Final = 1 << 20
 """A batch for raft is closed at this size, since a log entry should stay below it."""
 
 
-UNTIMED: Final = frozenset({Op.RANGE, Op.RANGE_STREAM, Op.COMPACT, Op.DEFRAGMENT, Op.HASH, Op.HASH_KV, Op.MOVE_LEADER})
-"""Work that may rightly take longer than the request timeout; it ends with the client's deadline. The wait for a new
-leader is raft's to end, with an error of its own (MA25)."""
+UNTIMED: Final = frozenset(
+    {
+        *(Op.RANGE, Op.RANGE_STREAM, Op.DEFRAGMENT, Op.HASH, Op.HASH_KV),
+        *(Op.LEASE_KEEP_ALIVE, Op.LEASE_TIME_TO_LIVE),
+        Op.MOVE_LEADER,
+    }
+)
+"""Work that may rightly take longer than the request timeout, and ends with the client's deadline; questions to the
+leader, whose time is kept elsewhere; the wait for a new leader, which raft ends with an error of its own (MA25)."""
 
 
 class Sink(Protocol):
@@ -65,6 +72,7 @@ class Calls:
     """Requests on their way, by sequence.
 
     `send(process, kind, payload)` hands a batch to a link; `call_soon` arms `flush` at the end of the loop's turn.
+    `late(sent_at)` is what a request sent then, and not answered within the request timeout, ends with (P12).
     """
 
     def __init__(
@@ -77,6 +85,7 @@ class Calls:
         call_soon: Callable[[Callable[[], None]], object],
         now: Callable[[], float],
         timeout_s: float,
+        late: Callable[[float], Status] = lambda _sent_at: errors.TIMEOUT,
     ) -> None:
         self._origin = origin
         self._member = member
@@ -85,6 +94,16 @@ class Calls:
         self._call_soon = call_soon
         self._now = now
         self._timeout_s = timeout_s
+        self._late = late
+        self.leader_reads = LeaderReads(
+            self,
+            member_id=member,
+            header=FORWARD.pack(member, incarnation, origin),
+            send=send,
+            call_soon=call_soon,
+            now=now,
+            timeout_s=timeout_s,
+        )
         self._flush_armed = False
         self._waiting: dict[int, tuple[Sink, int, bool]] = {}  # the last says whether the request timeout applies
         self._records: list[bytes] = []
@@ -97,6 +116,8 @@ class Calls:
         # what is under way, oldest first: (sent at, first sequence, sequence after the last, bytes)
         self._sent_proposals: deque[tuple[float, int, int, int]] = deque()
         self._sent_reads: deque[tuple[float, int, int, int]] = deque()
+        # batches of proposals of which a later one was answered first: raft may have lost them
+        self._overtaken: deque[tuple[float, int, int]] = deque()
         self.proposal_bytes = 0
         self.failed = 0
         """Proposals that were refused or never answered in time."""
@@ -122,21 +143,27 @@ class Calls:
         if self._records_bytes + size > BATCH_BYTES and records:
             self._send_proposals()
             records = self._records
-        self._waiting[self._next_proposal + len(records)] = (sink, token, op not in UNTIMED)
+        self._waiting[self._next_proposal + len(records)] = (sink, token, True)
         records.append(RECORD.pack(size, op, 0, 0) + body)
         self._records_bytes += size
         self.proposal_bytes += size
         if not self._flush_armed:
             self._arm()
 
-    def read(self, sink: Sink, token: int, op: int, body: bytes) -> None:
+    @property
+    def oldest_proposal_s(self) -> float | None:
+        """When the oldest proposal was sent that waits for its answer."""
+        sent = [batch[0][0] for batch in (self._overtaken, self._sent_proposals) if batch]
+        return min(sent) if sent else None
+
+    def read(self, sink: Sink, token: int, op: int, body: bytes, flags: int = 0) -> None:
         """Asks apply for something that needs no log; the sink gets the answer."""
         if len(self._waiting) >= MAX_READS:
             sink.fail(token, *errors.REQUEST_TOO_MANY_REQUESTS)
             return
         sequence = self._next_read + len(self._reads)
         self._waiting[sequence] = (sink, token, op not in UNTIMED)
-        self._reads.append(READ.pack(len(body), op, 0, 0, sequence) + body)
+        self._reads.append(READ.pack(len(body), op, flags, 0, sequence) + body)
         if not self._flush_armed:
             self._arm()
 
@@ -154,6 +181,14 @@ class Calls:
         self._changes[sequence] = self._now()
         batch = pack_batch(self._origin, self._member, self._incarnation, sequence, [pack_record(op, body)])
         self._send(Process.RAFT, Kind.CHANGES, batch)
+
+    def expect(self, sequence: int, sink: Sink, token: int) -> None:
+        """The sink gets the answer that names `sequence`, which is none of this class's own."""
+        self._waiting[sequence] = (sink, token, False)
+
+    def forget(self, sequence: int) -> None:
+        """No answer that names `sequence` is expected any more."""
+        self._waiting.pop(sequence, None)
 
     def _arm(self) -> None:
         """A lone call leaves at once: waiting for the turn to end would gather nothing."""
@@ -205,7 +240,9 @@ class Calls:
                     call[0].reply(call[1], body)
             elif code & MORE:
                 call = waiting.get(sequence)
-                if call is not None:
+                if call is not None and not body:  # executed; the answer may take its time (C7)
+                    waiting[sequence] = (call[0], call[1], False)
+                elif call is not None:
                     call[0].part(call[1], body)  # type: ignore[attr-defined]  # only PartSinks ask for such
                 continue
             else:
@@ -221,7 +258,10 @@ class Calls:
         if last_proposal:
             sent = self._sent_proposals
             while sent and sent[0][2] <= last_proposal + 1:
-                self.proposal_bytes -= sent.popleft()[3]
+                sent_at, first, after, size = sent.popleft()
+                self.proposal_bytes -= size
+                if first in waiting:
+                    self._overtaken.append((sent_at, first, after))
         if last_read:
             sent = self._sent_reads
             while sent and sent[0][2] <= last_read + 1:
@@ -230,19 +270,29 @@ class Calls:
     def expire(self) -> None:
         """Ends calls that waited longer than the request timeout: their outcome is unknown (P12)."""
         before = self._now() - self._timeout_s
-        for sent in (self._sent_proposals, self._sent_reads):
-            while sent and sent[0][0] < before:
-                _, first, end, size = sent.popleft()
-                self.proposal_bytes -= size
-                self._fail([n for n in range(first, end) if n in self._waiting and self._waiting[n][2]], errors.TIMEOUT)
+        while self._sent_proposals and self._sent_proposals[0][0] < before:
+            sent_at, first, after, size = self._sent_proposals.popleft()
+            self.proposal_bytes -= size
+            self._time_out(range(first, after), self._late(sent_at))
+        while self._overtaken and self._overtaken[0][0] < before:
+            sent_at, first, after = self._overtaken.popleft()
+            self._time_out(range(first, after), self._late(sent_at))
+        while self._sent_reads and self._sent_reads[0][0] < before:
+            _, first, after, _ = self._sent_reads.popleft()
+            self._time_out(range(first, after), errors.TIMEOUT)
         late = [n for n, sent_at in self._changes.items() if sent_at < before and self._waiting[n][2]]
         for sequence in late:
-            del self._changes[sequence]
-        self._fail(late, errors.TIMEOUT)
+            self._time_out((sequence,), self._late(self._changes.pop(sequence)))
+        self.leader_reads.expire()
+
+    def _time_out(self, sequences: Iterable[int], status: Status) -> None:
+        waiting = self._waiting
+        self._fail([n for n in sequences if n in waiting and waiting[n][2]], status)
 
     def fail_all(self, status: Status = errors.STOPPED) -> None:
         """The member stops: everything that still waits ends with `status`."""
         self._changes.clear()
+        self.leader_reads.end_all(status)
         self._fail(list(self._waiting), status)
 
     def _fail(self, sequences: list[int], status: Status) -> None:

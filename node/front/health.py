@@ -64,9 +64,9 @@ class HealthWatch:
     def on_cancel(self, _reason: object) -> None:
         self._member.streams.pop(self, None)
 
-    def stop(self) -> None:
+    def stop(self, status: errors.Status) -> None:
         """See Stoppable."""
-        self._end(*errors.STOPPED)
+        self._end(*status)
 
     def _end(self, code: int, text: str) -> None:
         self._member.streams.pop(self, None)

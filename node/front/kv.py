@@ -12,15 +12,16 @@ from kvorum.errors import ApiError, Status
 from kvorum.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest
 from node import check
 from node.front.calls import Sink, unmarshal_error
-from node.front.member import Head, Member, UnaryHandler, admitted, guarded, too_large
-from node.requests import Op
+from node.front.member import Head, Member, UnaryHandler, admitted, guarded, needs_leader, too_large
+from node.requests import LINEARIZABLE, Op
 
 
 class PartStream:
-    """The sink of a call that is answered by several messages on a server stream."""
+    """The sink of a call that is answered by several messages on a server stream. `on_end` is called once."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, on_end: Callable[[], None]) -> None:
         self._stream = stream
+        self._on_end = on_end
         self.ended = False
 
     def part(self, _token: int, message: bytes) -> None:
@@ -31,15 +32,21 @@ class PartStream:
     def reply(self, _token: int, message: bytes) -> None:
         """The last message."""
         if not self.ended:
-            self.ended = True
+            self.cut()
             self._stream.send(message)
             self._stream.end(0, "")
 
     def fail(self, _token: int, code: int, text: str) -> None:
         """The call failed, perhaps after some messages."""
         if not self.ended:
-            self.ended = True
+            self.cut()
             self._stream.end(code, text)
+
+    def cut(self) -> None:
+        """Nothing more is said on the stream."""
+        if not self.ended:
+            self.ended = True
+            self._on_end()
 
 
 class RangeStreamCall:
@@ -47,31 +54,40 @@ class RangeStreamCall:
 
     def __init__(self, member: Member, stream: Any) -> None:
         self._member = member
-        self._sink = PartStream(stream)
+        self._sink = PartStream(stream, self._on_end)
         self._asked = False
 
     def on_message(self, message: bytes) -> None:
-        if self._asked:
+        if self._asked or self._sink.ended:
             return  # the wire refuses a second message of a server-streaming call
         self._asked = True
         try:
-            check.check_range_stream(RangeRequest.FromString(message))
+            request = RangeRequest.FromString(message)
+            check.check_range_stream(request)
         except DecodeError as error:
             self._sink.fail(0, *unmarshal_error(error))
         except ApiError as error:
             self._sink.fail(0, *error.status)
         else:
-            self._member.calls.read(self._sink, 0, Op.RANGE_STREAM, message)
+            flags = 0 if request.serializable else LINEARIZABLE
+            self._member.calls.read(self._sink, 0, Op.RANGE_STREAM, message, flags)
 
     def on_half_close(self) -> None:
         if not self._asked:
             self._sink.fail(0, errors.Code.INTERNAL, "cardinality violation: expected one request message")
 
     def on_cancel(self, _reason: object) -> None:
-        self._sink.ended = True
+        self._sink.cut()
 
     def on_writable(self) -> None:
         pass
+
+    def stop(self, status: Status) -> None:
+        """See Stoppable."""
+        self._sink.fail(0, *status)
+
+    def _on_end(self) -> None:
+        self._member.leader_streams.pop(self, None)
 
 
 def unary(member: Member) -> dict[str, UnaryHandler]:
@@ -80,7 +96,7 @@ def unary(member: Member) -> dict[str, UnaryHandler]:
     limits = member.limits
 
     def range_(sink: Sink, token: int, _head: Head, message: bytes) -> None:
-        # apply parses and checks it: a read needs no second look here
+        # apply parses and checks it, and finds out whether it needs a read index: a read needs no second look here
         calls.read(sink, token, Op.RANGE, message)
 
     def logged(message_type: Any, check_fields: Callable[[Any], None], op: Op) -> UnaryHandler:
@@ -111,7 +127,8 @@ def unary(member: Member) -> dict[str, UnaryHandler]:
             sink.fail(token, *error.status)
         else:
             if check.is_read_only(request):
-                calls.read(sink, token, Op.TXN_READ, message)
+                flags = 0 if check.is_serializable(request) else LINEARIZABLE
+                calls.read(sink, token, Op.TXN_READ, message, flags)
             elif too_large(limits, message):
                 sink.fail(token, *errors.REQUEST_TOO_LARGE)
             else:
@@ -124,7 +141,17 @@ def unary(member: Member) -> dict[str, UnaryHandler]:
         "Txn": txn,
         "Compact": logged(CompactionRequest, lambda _: None, Op.COMPACT),
     }
-    return {f"/etcdserverpb.KV/{name}": guarded(member, handler) for name, handler in methods.items()}
+    guards = {name: guarded(member, handler) for name, handler in methods.items()}
+    guards["Range"] = guarded(member, range_, learner_serves=is_serializable)
+    return {f"/etcdserverpb.KV/{name}": handler for name, handler in guards.items()}
+
+
+def is_serializable(message: bytes) -> bool:
+    """Whether a RangeRequest asks for what this member has. One that does not parse is refused as such."""
+    try:
+        return RangeRequest.FromString(message).serializable
+    except DecodeError:
+        return True
 
 
 def range_stream(member: Member) -> Callable[[Any, Head], RangeStreamCall]:
@@ -132,7 +159,10 @@ def range_stream(member: Member) -> Callable[[Any, Head], RangeStreamCall]:
 
     def open_(stream: Any, head: Head) -> RangeStreamCall:
         call = RangeStreamCall(member, stream)
-        admitted(member, stream, head)
+        if not admitted(member, stream, head):
+            call.on_cancel(None)
+        elif needs_leader(head):
+            member.leader_streams[call] = None
         return call
 
     return open_

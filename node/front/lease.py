@@ -9,6 +9,7 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError
 
 from kvorum import errors
+from kvorum.errors import Status
 from kvorum.pb.rpc_pb2 import (
     LeaseGrantRequest,
     LeaseKeepAliveRequest,
@@ -18,10 +19,13 @@ from kvorum.pb.rpc_pb2 import (
 )
 from node.front.calls import Sink, unmarshal_error
 from node.front.kv import parse_error
-from node.front.member import Head, Member, UnaryHandler, admitted, guarded
-from node.requests import Op
+from node.front.member import Head, Member, UnaryHandler, admitted, guarded, needs_leader
+from node.requests import LINEARIZABLE, Op
 
 MAX_TTL_S: Final = 9_000_000_000
+
+QUESTION_BYTES: Final = 16
+"""A lease's id and a flag take no more."""
 
 MAX_PENDING_KEEP_ALIVES: Final = 1024
 """Keep-alives of one stream that wait for their answer; beyond that the stream is not read."""
@@ -54,6 +58,8 @@ def unary(member: Member, random_id: Callable[[], int]) -> dict[str, UnaryHandle
                 sink.fail(token, *status)
             elif op is Op.LEASE_REVOKE:
                 calls.propose(sink, token, op, message)
+            elif op is Op.LEASE_TIME_TO_LIVE:  # at the leader, once it has applied what was written anywhere before
+                calls.leader_reads.ask(sink, token, op, known_fields(message_type, message), LINEARIZABLE)
             else:
                 calls.read(sink, token, op, message)
 
@@ -66,6 +72,17 @@ def unary(member: Member, random_id: Callable[[], int]) -> dict[str, UnaryHandle
         "LeaseLeases": forward(LeaseLeasesRequest, Op.LEASE_LEASES),
     }
     return {f"/etcdserverpb.Lease/{name}": guarded(member, handler) for name, handler in methods.items()}
+
+
+def known_fields(message_type: Any, message: bytes) -> bytes:
+    """A question as it travels to other members: a client may have put anything into it that nobody reads."""
+    if len(message) <= QUESTION_BYTES:
+        return message
+    question = message_type.FromString(message)
+    question.DiscardUnknownFields()
+    kept = question.SerializeToString()
+    assert isinstance(kept, bytes)
+    return kept
 
 
 class KeepAliveStream:
@@ -97,7 +114,8 @@ class KeepAliveStream:
         self._answers.append(None)
         if len(self._answers) == MAX_PENDING_KEEP_ALIVES:
             self._stream.pause_reading()
-        self._member.calls.read(self, token, Op.LEASE_KEEP_ALIVE, message)
+        question = known_fields(LeaseKeepAliveRequest, message)
+        self._member.calls.leader_reads.ask(self, token, Op.LEASE_KEEP_ALIVE, question)
 
     def on_half_close(self) -> None:
         self._half_closed = True
@@ -107,10 +125,11 @@ class KeepAliveStream:
     def on_cancel(self, _reason: object) -> None:
         self._ended = True
         self._member.streams.pop(self, None)
+        self._member.leader_streams.pop(self, None)
 
-    def stop(self) -> None:
+    def stop(self, status: Status) -> None:
         """See Stoppable."""
-        self._end(*errors.STOPPED)
+        self._end(*status)
 
     def on_writable(self) -> None:
         self._send()
@@ -139,8 +158,7 @@ class KeepAliveStream:
 
     def _end(self, code: int, text: str) -> None:
         if not self._ended:
-            self._ended = True
-            self._member.streams.pop(self, None)
+            self.on_cancel(None)
             self._stream.end(code, text)
 
 
@@ -151,6 +169,8 @@ def keep_alive(member: Member) -> Callable[[Any, Head], KeepAliveStream]:
         handler = KeepAliveStream(member, stream)
         if not admitted(member, stream, head):
             handler.on_cancel(None)
+        elif needs_leader(head):
+            member.leader_streams[handler] = None
         return handler
 
     return open_

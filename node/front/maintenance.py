@@ -110,7 +110,9 @@ def unary(member: Member, states: StateAsks) -> dict[str, UnaryHandler]:
         "Cluster/MemberList": read(MemberListRequest, Op.MEMBER_LIST),
         "Auth/AuthStatus": read(AuthStatusRequest, Op.AUTH_STATUS),
     }
-    return {f"/etcdserverpb.{name}": guarded(member, handler) for name, handler in methods.items()}
+    guards = {name: guarded(member, handler) for name, handler in methods.items()}
+    guards["Maintenance/Status"] = guarded(member, status, learner_serves=lambda _message: True)
+    return {f"/etcdserverpb.{name}": handler for name, handler in guards.items()}
 
 
 def status_response(raft: dict[str, Any], apply: dict[str, Any]) -> bytes:

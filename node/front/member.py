@@ -33,10 +33,10 @@ class Limits:
 
 
 class Stoppable(Protocol):
-    """A stream that has no end of its own."""
+    """A stream that this member may end."""
 
-    def stop(self) -> None:
-        """The member stops: ends the stream with `etcdserver: server stopped` (P16)."""
+    def stop(self, status: errors.Status) -> None:
+        """Ends the stream with `status`."""
 
 
 @dataclass(slots=True)
@@ -50,8 +50,11 @@ class Member:
     term: int = 0
     leader: int = 0
     cluster_version: str = ""
+    is_learner: bool = False
     streams: dict[Stoppable, None] = field(default_factory=dict)
     """Open streams that a stopping member ends at once (watches are kept by their own service)."""
+    leader_streams: dict[Stoppable, None] = field(default_factory=dict)
+    """Open streams whose clients asked for a leader with `hasleader` (likewise)."""
     requests_by_version: dict[tuple[str, str], int] = field(default_factory=dict)
     """Counts for etcd_server_client_requests_total: (client API version, kind of call) -> calls."""
 
@@ -65,8 +68,14 @@ def too_large(limits: Limits, body: bytes) -> bool:
     return len(body) + LOGGED_OVERHEAD_BYTES > limits.max_request_bytes
 
 
+def needs_leader(head: Head) -> bool:
+    """Whether the client wants no answer, and no stream, from a member without a leader (WP13)."""
+    given = head.metadata.get("hasleader")
+    return given is not None and given[0] == "true"
+
+
 def admit(member: Member, head: Head, kind: str) -> errors.Status | None:
-    """The checks of metadata that come before any other (P1): None, or what the call is refused with."""
+    """The checks of metadata that come before most others (P1): None, or what the call is refused with."""
     metadata = head.metadata
     version = "unknown"
     if metadata:
@@ -77,7 +86,7 @@ def admit(member: Member, head: Head, kind: str) -> errors.Status | None:
                 version = first.decode() if isinstance(first, bytes) else first.encode().decode()
             except UnicodeError:  # bytes that are no UTF-8 come as surrogates
                 return errors.INVALID_CLIENT_API_VERSION
-        if not member.leader and "hasleader" in metadata and metadata["hasleader"][0] == "true":
+        if not member.leader and needs_leader(head):
             return errors.NO_LEADER
     counts = member.requests_by_version
     if len(counts) >= MAX_CLIENT_VERSIONS and (version, kind) not in counts:
@@ -90,10 +99,15 @@ MAX_CLIENT_VERSIONS: Final = 100
 """Clients choose the label, so the number of them needs a bound."""
 
 
-def guarded(member: Member, handler: UnaryHandler) -> UnaryHandler:
-    """A unary handler behind the checks of metadata."""
+def guarded(
+    member: Member, handler: UnaryHandler, learner_serves: Callable[[bytes], bool] = lambda _message: False
+) -> UnaryHandler:
+    """A unary handler behind the checks of metadata; `learner_serves` tells which requests a learner answers (M25)."""
 
     def handle(sink: Sink, token: int, head: Head, message: bytes) -> None:
+        if member.is_learner and not learner_serves(message):
+            sink.fail(token, *errors.NOT_SUPPORTED_FOR_LEARNER)
+            return
         refused = admit(member, head, "unary")
         if refused is None:
             handler(sink, token, head, message)
@@ -104,8 +118,8 @@ def guarded(member: Member, handler: UnaryHandler) -> UnaryHandler:
 
 
 def admitted(member: Member, stream: Any, head: Head) -> bool:
-    """The same checks for a stream; one that is refused has been ended."""
-    refused = admit(member, head, "stream")
+    """The same checks for a stream, none of which a learner serves; one that is refused has been ended."""
+    refused = errors.NOT_SUPPORTED_FOR_LEARNER if member.is_learner else admit(member, head, "stream")
     if refused is not None:
         stream.end(*refused)
     return refused is None

@@ -12,8 +12,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
-from kvorum import API_VERSION
-from kvorum.pb.internal_pb2 import Publish
+from kvorum import API_VERSION, errors
+from kvorum.pb.internal_pb2 import MembershipState, Publish
 from kvorum.wire.limits import ServerLimits
 from kvorum.wire.server import Server
 from kvorum.wire.tls import server_context
@@ -22,10 +22,12 @@ from node.child import ChildContext, Listener, Serves
 from node.frames import HEADER_BYTES, LEADERSHIP, Frame, Kind, Process
 from node.front import health, kv, lease, maintenance
 from node.front.access import Access
+from node.front.announcement import Announcement
 from node.front.calls import Calls
 from node.front.health_checks import HealthChecks
 from node.front.http_pages import ClientHttp, MetricsHttp, Pages
 from node.front.json_gateway import Gateway
+from node.front.leaders import Leaders
 from node.front.member import Limits, Member
 from node.front.metrics import client_request_figures, grpc_figures
 from node.front.side_thread import SideThread
@@ -35,7 +37,6 @@ from node.front.watch import WatchService
 from node.front.watch_deliveries import Deliveries
 from node.link_zmq import MOST_FRAMES, Links
 from node.log import Logger
-from node.requests import Op
 from node.stats import Figures, add
 
 GRPC_OVERHEAD_BYTES: Final = 512 * 1024
@@ -68,6 +69,7 @@ class Front:
             min_lease_ttl_s=ceil(1.5 * config.election_timeout_s),
             request_timeout_s=5 + 2 * config.election_timeout_s,
         )
+        self._leaders = Leaders(child.member_id, config.election_timeout_s)
         self.calls = Calls(
             origin=self._me,
             member=child.member_id,
@@ -76,6 +78,7 @@ class Front:
             call_soon=loop.call_soon,
             now=time.monotonic,
             timeout_s=limits.request_timeout_s,
+            late=self._leaders.why_late,
         )
         self.states = StateAsks(links.send_control, loop.call_later)
         self.member = Member(child.member_id, child.cluster_id, limits, self.calls)
@@ -133,8 +136,20 @@ class Front:
                 http2=http if listener.is_secure else None,  # HT21
             )
         self._listeners: list[asyncio.Server] = []
-        self._caught_up = False
-        self._serving = False
+        own = Publish(
+            member_id=child.member_id,
+            name=config.name,
+            client_urls=[str(url) for url in config.advertise_client_urls],
+            version=API_VERSION,
+        )
+        self._announcement = Announcement(
+            member,
+            self.calls,
+            own if child.index == 0 else None,
+            on_published=self._on_published,
+            on_ready=self._listen,
+        )
+        loop.call_later(config.election_timeout_s, self._check_leader)
 
     # what arrives
 
@@ -147,12 +162,14 @@ class Front:
             elif kind == Kind.STATE_ASK:
                 self.links.send_control(frame.sender, Kind.STATE, answer(frame, self._state()))
             elif kind == Kind.LEADERSHIP:
-                self.member.term, self.member.leader, _, _ = LEADERSHIP.unpack_from(frame.data, HEADER_BYTES)
+                self._on_leadership(frame)
+            elif kind == Kind.MEMBERS:
+                state = MembershipState.FromString(frame.data[HEADER_BYTES:])
+                self._leaders.voters = [one.ID for one in state.members if not one.isLearner]
+                self._announcement.on_members(state)
             else:
                 assert kind == Kind.SERVING, f"a front got a control frame of kind {kind}"
-                self._caught_up = True
-        if self._caught_up and self.member.leader and not self._serving:
-            self._begin_serving()
+                self._announcement.on_caught_up()
         self._flush()
         return False
 
@@ -184,43 +201,43 @@ class Front:
 
     def tick(self) -> None:
         """See Shell."""
+        oldest_s = self.calls.oldest_proposal_s
+        if oldest_s is not None and time.monotonic() - oldest_s > self.member.limits.request_timeout_s / 2:
+            self.states.ask({Process.RAFT}, self._on_raft_state)
         self.calls.expire()
-        if self._serving and not self.member.cluster_version:
-            self.states.ask({Process.APPLY}, self._on_apply_state)
+        self._announcement.go_on()
         self._flush()
 
-    def _on_apply_state(self, states: States) -> None:
-        if Process.APPLY in states:
-            self.member.cluster_version = states[Process.APPLY]["cluster_version"]
+    def _on_raft_state(self, states: States) -> None:
+        """Why proposals take so long may lie in the connections between the members."""
+        connected = states.get(Process.RAFT, {}).get("connected_since")
+        self._leaders.connected_since = None if connected is None else dict(connected)
+
+    def _on_leadership(self, frame: Frame) -> None:
+        term, leader, _, _ = LEADERSHIP.unpack_from(frame.data, HEADER_BYTES)
+        self.member.term = term
+        self.member.leader = leader
+        self._leaders.on_leadership(leader, time.monotonic())
+        self.calls.leader_reads.on_leader(leader)
+        self._announcement.go_on()
+
+    def _check_leader(self) -> None:
+        """WP11."""
+        if self._leaders.check():
+            self.watches.end_leaderless()
+            for stream in list(self.member.leader_streams):
+                stream.stop(errors.NO_LEADER)
+            self._flush()
+        self._loop.call_later(self._child.config.election_timeout_s, self._check_leader)
 
     # starting and stopping
 
-    def _begin_serving(self) -> None:
-        """Apply has caught up, and raft said who leads: two senders, in either order.
-
-        The first front says who this member is; then all of them take connections.
-        """
-        self._serving = True
-        if self._child.index == 0:
-            config = self._child.config
-            publish = Publish(
-                member_id=self._child.member_id,
-                name=config.name,
-                client_urls=[str(url) for url in config.advertise_client_urls],
-                version=API_VERSION,
-            )
-            self.calls.propose(Ready(self._ask_version), 0, Op.PUBLISH, publish.SerializeToString())
-        else:
-            self._ask_version()
-
-    def _ask_version(self) -> None:
-        """The first client may ask for the cluster's version already."""
-
-        def on_states(states: States) -> None:
-            self._on_apply_state(states)
-            self._listen()
-
-        self.states.ask({Process.APPLY}, on_states)
+    def _on_published(self) -> None:
+        self._logger.info(
+            "published local member to cluster through raft",
+            local_member_id=f"{self._child.member_id:x}",
+            cluster_id=f"{self._child.cluster_id:x}",
+        )
 
     def _listen(self) -> None:
         task = self._loop.create_task(self._open_listeners())
@@ -244,12 +261,6 @@ class Front:
         if error is not None:
             self._fail(error)
             return
-        if self._child.index == 0:
-            self._logger.info(
-                "published local member to cluster through raft",
-                local_member_id=f"{self._child.member_id:x}",
-                cluster_id=f"{self._child.cluster_id:x}",
-            )
         self._child.lifeline.ready()
 
     async def stop(self) -> None:
@@ -262,7 +273,7 @@ class Front:
             listener.close()
         self.watches.end_all()
         for stream in list(self.member.streams):
-            stream.stop()
+            stream.stop(errors.STOPPED)
         self._flush()
         self._loop.call_later(DRAIN_S * 0.9, self._give_up)
         await asyncio.gather(*(server.shutdown(DRAIN_S) for server in self._servers.values()))
@@ -293,19 +304,6 @@ class Front:
             for name, figure in grpc_figures(counts).items():
                 figures[name] = add(figures[name], figure) if name in figures else figure
         return {"metrics": figures}
-
-
-class Ready:
-    """A sink that calls back when the request is applied."""
-
-    def __init__(self, done: Callable[[], None]) -> None:
-        self._done = done
-
-    def reply(self, _token: int, _message: bytes) -> None:
-        self._done()
-
-    def fail(self, _token: int, _code: int, _text: str) -> None:
-        pass
 
 
 def server_limits(child: ChildContext) -> ServerLimits:

@@ -87,5 +87,5 @@ class MemberPages:
         return self._member.leader != 0
 
     def is_learner(self) -> bool:
-        """See Probes. A single member votes."""
-        return False
+        """See Probes."""
+        return self._member.is_learner

@@ -15,7 +15,7 @@ from kvorum import errors
 from kvorum.errors import Code, Status
 from kvorum.pb.rpc_pb2 import WatchCreateRequest, WatchRequest
 from node.front.calls import unmarshal_error
-from node.front.member import Head, admitted
+from node.front.member import Head, admitted, needs_leader
 from node.front.watch_deliveries import Deliveries
 from node.front.watch_groups import NO_MARK, ClientWatch, Registration, Spec, State, Wire
 from node.front.watch_replies import (
@@ -416,8 +416,7 @@ class WatchService:
 
     def open(self, stream: Any, head: Head) -> WatchStream:
         """The wire's opener for /etcdserverpb.Watch/Watch."""
-        needs_leader = head.metadata.get("hasleader", ("",))[0] == "true"
-        handler = WatchStream(self.deliveries, stream, needs_leader=needs_leader)
+        handler = WatchStream(self.deliveries, stream, needs_leader=needs_leader(head))
         if admitted(self.deliveries.member, stream, head):
             self.deliveries.streams[handler] = None
         else:

@@ -28,11 +28,12 @@ from kvorum.pb.rpc_pb2 import (
 )
 from node.apply.figures import ApplyFigures
 from node.apply.host import Job
+from node.apply.leadership import Leadership
 from node.apply.outbox import Outbox
 from node.apply.reads import MAX_TASKS, Reads
 from node.frames import Kind
 from node.requests import MORE, Op
-from tests.apply.entries import MachineUnderTest, founding, normal
+from tests.apply.entries import MEMBER, MachineUnderTest, founding, normal
 from tests.apply.mvcc_store import put_op, range_op
 from tests.apply.shell import FRONT, Clock, FakeLinks, answers, get, reads
 
@@ -55,10 +56,14 @@ class ReadsUnderTest:
         self.figures = ApplyFigures()
         self.outbox = Outbox(self.links.outlet, self.links.send)
         self.slow: list[tuple[int, float]] = []
+        self.leadership = Leadership(MEMBER, self.machine.lessor, 1.0)
+        self.leadership.on_leadership(1, MEMBER, 0, True, self.clock.now_s)
+        self.leadership.on_applied(0, 1, self.clock.now_s)
         self.reads = Reads(
             self.machine.machine,
             self.outbox,
             self.figures,
+            self.leadership,
             self.clock,
             run_aside,
             max_request_bytes=1 << 20,
@@ -392,10 +397,10 @@ def test_L7_L8_L14_leases_are_renewed_and_told(under_test: ReadsUnderTest) -> No
 
 def test_L9_a_keep_alive_waits_for_the_revoke_that_is_under_way(expired: ReadsUnderTest) -> None:
     assert expired.ask(keep_alive(5)) == []
-    expired.reads.retry_keep_alives()
+    expired.reads.leases.retry()
     assert expired.ask() == []
     expired.machine.request(LeaseRevokeRequest(ID=5))
-    expired.reads.retry_keep_alives()
+    expired.reads.leases.retry()
     ((_, code, body),) = expired.ask()
     response = LeaseKeepAliveResponse.FromString(body)
     assert (code, response.ID, response.TTL) == (0, 5, 0)
@@ -405,12 +410,12 @@ def test_keep_alives_of_a_revoke_that_is_never_decided_do_not_pile_up(expired: R
     """As when the log is full: the front gives up after the request timeout, and its client asks again."""
     assert expired.ask(keep_alive(5)) == []
     expired.clock.now_s += TIMEOUT_S / 2
-    expired.reads.retry_keep_alives()
+    expired.reads.leases.retry()
     assert expired.ask() == []
     expired.clock.now_s += TIMEOUT_S
-    expired.reads.retry_keep_alives()
+    expired.reads.leases.retry()
     assert [(code, text) for _, code, text in expired.ask()] == [refused(errors.TIMEOUT)]
-    expired.reads.retry_keep_alives()
+    expired.reads.leases.retry()
     assert expired.ask() == []
 
 

@@ -239,7 +239,7 @@ def test_p16_a_stopping_member_ends_its_streams_once() -> None:
     watching = Stream()
     health.HealthWatch(front.member, watching)
     for open_stream in list(front.member.streams):
-        open_stream.stop()
+        open_stream.stop(errors.STOPPED)
     assert stream.ended == watching.ended == tuple(errors.STOPPED)
     handler.on_message(PING)
     handler.reply(0, b"late")
