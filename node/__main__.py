@@ -19,6 +19,8 @@ from node.identity import Identity
 from node.init_daemon import notify_ready
 from node.listeners import ListenFailed
 from node.log import Level, Logger, LogSettings
+from node.remote_cluster import RemoteCluster
+from node.resolver import Resolver
 from node.supervisor import Ending, Supervisor
 from node.urls import Url
 
@@ -75,7 +77,8 @@ def _run_member(
         _provide_certificates(config, log)
         bound = listeners.bind(listeners.wanted(config), config.socket_reuse_port)
         try:
-            identity = bootstrap.identify(config)
+            identity = bootstrap.identify(config, partial(_ask, config, log), Resolver(log), log)
+            listeners.listen(bound)
             _log_start(config, identity, log)
             on_ready = partial(notify_ready, environ, log)
             ending = supervisor(config, identity, bound, lock_fd, log, on_ready=on_ready).run()
@@ -86,6 +89,17 @@ def _run_member(
     if ending.error:
         log.fatal("the member could not be started", error=ending.error)
     return ending
+
+
+def _ask(config: Config, log: Logger, urls: Sequence[str], timeout_s: float) -> RemoteCluster | None:
+    if not urls:
+        return None
+    from node import remote_http  # its library is large, and most starts need none of it
+
+    try:
+        return remote_http.ask(urls, config.peer_tls, timeout_s, log)
+    except OSError as error:
+        raise StartFailed(f"cannot use the files of TLS between members: {error}") from None
 
 
 def _provide_certificates(config: Config, log: Logger) -> None:

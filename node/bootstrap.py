@@ -1,38 +1,80 @@
-"""The first start of a member: who it is, and whether it founds its cluster or joins one (behaviour S31-S40)."""
+"""The start of a member: who it is, and whether it founds its cluster or joins one (behaviour S31-S41, CL-3 to CL-18).
 
-from collections.abc import Mapping, Sequence
+Decided once. From then on only the data directory counts, and the flags about it do not (S40).
+"""
 
-from node import ids
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from node import datadir, first_start
 from node.config import ClusterState, Config
-from node.flags.checks import StartFailed, check_first_start
-from node.identity import FirstMember, Identity, read_identity, write_identity
-from node.urls import Url
+from node.datadir import DataDirError
+from node.flags.checks import StartFailed
+from node.identity import Identity, read_identity, write_identity
+from node.log import Logger
+from node.peer_urls import Resolve
+from node.remote_cluster import RemoteCluster
+
+FOUNDER_PATIENCE_S: Final = 1.0
+"""For each member that is asked whether the cluster is there already: most often none of them runs yet."""
+
+JOINER_PATIENCE_S: Final = 10.0
+"""For each member that is asked which cluster is to be joined: the first that answers is enough."""
+
+Ask = Callable[[Sequence[str], float], RemoteCluster | None]
+"""Ask the members on these peer URLs, one after the other, each for so many seconds (`remote_cluster.ask`)."""
 
 
-def identify(config: Config) -> Identity:
+def identify(config: Config, ask: Ask, resolve: Resolve, log: Logger) -> Identity:
     """Who the member is: as its data directory says, else as the flags make it, which is then written there.
 
     Raises StartFailed and DataDirError.
     """
+    has_log = datadir.holds_log(config.wal_path)
+    if config.force_new_cluster and not has_log:
+        log.warn("--force-new-cluster drops members of a cluster that is there, and here is no data yet")
     identity = read_identity(config.data_dir)
     if identity is None:
-        cluster = dict(config.initial_cluster)
-        joining = config.initial_cluster_state is ClusterState.EXISTING
-        check_first_start(config.name, cluster, config.initial_advertise_peer_urls, joining)
-        if joining:
-            raise StartFailed(
-                "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs"
+        if has_log or datadir.holds_database(config.db_path):
+            raise DataDirError(
+                f"data directory {config.data_dir} holds no identity, but there is data ({config.wal_path}, "
+                f"{config.db_path}): it is another program's or another member's, or a part of it is missing"
             )
-        identity = founder(config.name, cluster, config.initial_cluster_token)
+        identity = _first_identity(config, ask, resolve, log)
+        if identity.founder:
+            _check_not_founded(identity, ask)
         write_identity(config.data_dir, identity)
+    elif identity.founder and not has_log:  # it ended before its log began, or the log was taken away
+        _check_not_founded(identity, ask)
     return identity
 
 
-def founder(name: str, cluster: Mapping[str, Sequence[Url]], cluster_token: str) -> Identity:
-    """The member `name` when the cluster of these names and peer URLs is founded. `name` is one of them."""
-    members = {
-        member: FirstMember(ids.member_id(urls, cluster_token), member, tuple(sorted(str(url) for url in urls)))
-        for member, urls in cluster.items()
-    }
-    in_order = tuple(sorted(members.values()))
-    return Identity(members[name].id, ids.cluster_id(member.id for member in in_order), True, in_order)
+def _first_identity(config: Config, ask: Ask, resolve: Resolve, log: Logger) -> Identity:
+    name, cluster, token = config.name, dict(config.initial_cluster), config.initial_cluster_token
+    if config.initial_cluster_state is ClusterState.NEW:
+        first_start.check_founder(name, cluster, config.initial_advertise_peer_urls, resolve)
+        return first_start.founder(name, cluster, token)
+    first_start.check_joiner(name, cluster)
+    remote = ask(sorted(str(url) for other in cluster if other != name for url in cluster[other]), JOINER_PATIENCE_S)
+    if remote is None:
+        raise StartFailed(
+            "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs"
+        )
+    identity = first_start.joined(name, cluster, token, config.max_learners, remote, resolve)
+    if remote.incompatible:
+        log.warn("the running cluster cannot be joined", reason=remote.incompatible)
+        raise StartFailed("incompatible with current running cluster")
+    own = remote.member(identity.member_id)
+    if own is not None and own.client_urls:
+        log.warn(
+            "this member has run before and has no data now; such a member should be removed and added anew",
+            member_id=f"{identity.member_id:x}",
+        )
+    return identity
+
+
+def _check_not_founded(identity: Identity, ask: Ask) -> None:
+    others = sorted(url for member in identity.members if member.id != identity.member_id for url in member.peer_urls)
+    remote = ask(others, FOUNDER_PATIENCE_S)
+    if remote is not None:
+        first_start.check_not_founded(identity, remote)

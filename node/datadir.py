@@ -68,6 +68,25 @@ def lock(data_dir: str, patience_s: float = LOCK_PATIENCE_S) -> int:
         return fd
 
 
+def holds_log(wal_path: str) -> bool:
+    """Whether there is a segment of a log."""
+    return any(path.suffix == ".wal" for path in _files(wal_path))
+
+
+def holds_database(db_path: str) -> bool:
+    """Whether there is a database, even an empty one."""
+    return any(path.name == "CURRENT" for path in _files(db_path))
+
+
+def _files(directory: str) -> list[Path]:
+    try:
+        return list(Path(directory).iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise DataDirError(f"cannot access data directory: {failure('open', Path(directory), error)}") from None
+
+
 def _touch_directory(directory: str, log: Logger) -> None:
     path = Path(directory)
     if path.is_dir():

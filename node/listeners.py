@@ -1,4 +1,9 @@
-"""The listening sockets of a member, bound before its processes start and kept open over their generations."""
+"""The listening sockets of a member, bound before its processes start and kept open over their generations.
+
+They are bound first, so that a port in use ends the start early, and listen only once the member knows who it is:
+founders that ask each other whether the cluster is there already (`node.bootstrap`) are refused at once and wait for no
+answer.
+"""
 
 import os
 import socket
@@ -31,15 +36,27 @@ def wanted(config: Config) -> list[tuple[Url, Serves]]:
 
 
 def bind(places: Sequence[tuple[Url, Serves]], reuse_port: bool) -> list[Listener]:
-    """Bind and listen. Raises ListenFailed, with nothing left open."""
+    """Bind all. Raises ListenFailed, with nothing left open."""
     listeners: list[Listener] = []
     try:
         for url, serves in places:
-            listeners.append(Listener(url, serves, _listen_unix(url) if url.is_unix else _listen_tcp(url, reuse_port)))
+            listeners.append(Listener(url, serves, _bind_unix(url) if url.is_unix else _bind_tcp(url, reuse_port)))
     except BaseException:
         close(listeners)
         raise
     return listeners
+
+
+def listen(listeners: Sequence[Listener]) -> None:
+    """Let connections come. Raises ListenFailed if another process was faster; the sockets stay open."""
+    for listener in listeners:
+        sock = socket.socket(fileno=listener.fd)
+        try:
+            sock.listen(BACKLOG)
+        except OSError as error:
+            raise _failed(listener.url, error) from None
+        finally:
+            sock.detach()
 
 
 def close(listeners: Sequence[Listener]) -> None:
@@ -50,7 +67,7 @@ def close(listeners: Sequence[Listener]) -> None:
             Path(listener.url.socket_path).unlink(missing_ok=True)
 
 
-def _listen_tcp(url: Url, reuse_port: bool) -> int:
+def _bind_tcp(url: Url, reuse_port: bool) -> int:
     """`localhost` is 127.0.0.1, as where the reference listens; `::` takes IPv4 too."""
     host, port_text = url.address
     if len(port_text) > 5 or int(port_text or "0") > 65535:
@@ -65,16 +82,14 @@ def _listen_tcp(url: Url, reuse_port: bool) -> int:
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
         listener.bind((host, int(port_text or "0")))
-        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        shown = f"[{host}]" if ":" in host else host
-        raise ListenFailed(f"listen tcp {shown}:{port_text}: bind: {(error.strerror or str(error)).lower()}") from None
+        raise _failed(url, error) from None
     listener.setblocking(False)
     return listener.detach()
 
 
-def _listen_unix(url: Url) -> int:
+def _bind_unix(url: Url) -> int:
     """A socket file that is there already is taken over, as the reference does: nobody knows whether it is in use."""
     path = Path(url.socket_path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -82,9 +97,18 @@ def _listen_unix(url: Url) -> int:
         if path.exists() and stat.S_ISSOCK(path.lstat().st_mode):
             path.unlink()
         listener.bind(str(path))
-        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise ListenFailed(f"listen unix {path}: bind: {(error.strerror or str(error)).lower()}") from None
+        raise _failed(url, error) from None
     listener.setblocking(False)
     return listener.detach()
+
+
+def _failed(url: Url, error: OSError) -> ListenFailed:
+    place = f"unix {Path(url.socket_path)}" if url.is_unix else f"tcp {_literal(url)}"
+    return ListenFailed(f"listen {place}: bind: {(error.strerror or str(error)).lower()}")
+
+
+def _literal(url: Url) -> str:
+    host, port = url.address
+    return f"127.0.0.1:{port}" if host == "localhost" else url.host

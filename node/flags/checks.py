@@ -8,6 +8,7 @@ from node.flags.gates import GATES
 from node.flags.table import FLAGS, Standing
 from node.flags.values import READERS, format_duration
 from node.log import DEFAULT, LEVELS
+from node.peer_urls import quoted
 from node.urls import Url, is_ip, parse_url, quote
 
 ELECTION_TIMEOUT_MAX_MS: Final = 50_000
@@ -152,7 +153,7 @@ def check_peer_tls(
             f"ClientKeyFile and ClientCertFile must both be present or both absent: key: {key}, cert: {cert}]"
         )
     if cns and hostnames:
-        given = f"cns={_quoted(cns)}, hostnames={_quoted(hostnames)}"
+        given = f"cns={quoted(cns)}, hostnames={quoted(hostnames)}"
         raise StartFailed(f"AllowedCNs and AllowedHostnames are mutually exclusive ({given})")
 
 
@@ -161,10 +162,6 @@ def check_peer_listeners(peers: Sequence[Url], tls: PeerTls) -> None:
     for url in peers:
         if url.is_secure and not tls.cert_file:
             raise StartFailed(f"cannot listen on TLS for {url.host}: KeyFile and CertFile are not presented")
-
-
-def _quoted(texts: Sequence[str]) -> str:
-    return f"[{' '.join(map(quote, texts))}]"
 
 
 def check_client_listeners(
@@ -201,49 +198,3 @@ def read_initial_cluster(text: str) -> dict[str, tuple[Url, ...]]:
 def cluster_text(cluster: Mapping[str, Sequence[Url]]) -> str:
     """The members as `--initial-cluster` writes them, sorted."""
     return ",".join(sorted(f"{name}={url}" for name, urls in cluster.items() for url in urls))
-
-
-def check_first_start(
-    name: str, cluster: Mapping[str, Sequence[Url]], advertised: Sequence[Url], joining: bool
-) -> None:
-    """What only matters before there is a log (S31-S33, S40). Raises StartFailed.
-
-    One that joins has told the cluster its URLs before; they are compared with those (`node.joining`).
-    """
-    if name not in cluster:
-        raise StartFailed(f"couldn't find local name {quote(name)} in the initial cluster configuration")
-    if not joining:
-        _check_advertised_matches(name, cluster[name], advertised)
-    every = [url for urls in cluster.values() for url in urls]
-    if len(set(every)) != len(every):
-        raise StartFailed(f"initial cluster {cluster_text(cluster)} has duplicate url")
-
-
-def _check_advertised_matches(name: str, own: Sequence[Url], advertised: Sequence[Url]) -> None:
-    own_places, advertised_places = {_place(url) for url in own}, {_place(url) for url in advertised}
-    for url in own:
-        if _place(url) not in advertised_places:
-            raise StartFailed(
-                f"--initial-cluster has {name}={url} but missing from "
-                f"--initial-advertise-peer-urls={','.join(map(str, advertised))} ({_compared(advertised, own)})"
-            )
-    for url in advertised:
-        if _place(url) not in own_places:
-            own_text = cluster_text({name: own})
-            raise StartFailed(f"--initial-advertise-peer-urls has {url} but missing from --initial-cluster={own_text}")
-
-
-def _place(url: Url) -> Url:
-    """Two URLs of the same place are the same, however localhost is written. Other names are not resolved."""
-    if not url.is_unix and url.address[0] == "localhost":
-        return url._replace(host=f"127.0.0.1:{url.address[1]}")
-    return url
-
-
-def _compared(advertised: Sequence[Url], own: Sequence[Url]) -> str:
-    if len(advertised) != len(own):
-        ours, theirs = (_quoted([str(url) for url in urls]) for urls in (advertised, own))
-        return f"len({ours}) != len({theirs})"
-    pairs = zip(sorted(advertised, key=str), own, strict=True)
-    left, right = next(pair for pair in pairs if _place(pair[0]) != _place(pair[1]))
-    return f'"{left}"(resolved from "{left}") != "{right}"(resolved from "{right}")'

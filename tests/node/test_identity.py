@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from kvorum.pb.internal_pb2 import Founding
 from kvorum.pb.rpc_pb2 import Member
-from node.bootstrap import founder
 from node.datadir import DataDirError
+from node.first_start import founder
 from node.identity import FirstMember, Identity, founding_bytes, read_identity, write_identity
 from node.urls import parse_urls
 

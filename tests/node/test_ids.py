@@ -1,6 +1,6 @@
 """Ids of member and cluster: those of the reference for the same flags."""
 
-from node.bootstrap import founder
+from node.first_start import founder
 from node.ids import cluster_id, member_id
 from node.urls import parse_urls
 

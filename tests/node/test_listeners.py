@@ -15,7 +15,9 @@ from node.urls import Url, parse_url
 
 
 def bind(*texts: str, reuse_port: bool = False) -> list[Listener]:
-    return listeners.bind([(parse_url(text), Serves.ALL) for text in texts], reuse_port)
+    bound = listeners.bind([(parse_url(text), Serves.ALL) for text in texts], reuse_port)
+    listeners.listen(bound)
+    return bound
 
 
 def bound_name(fd: int) -> object:
@@ -66,6 +68,31 @@ def test_a_port_in_use(port: int) -> None:
             bind("http://127.0.0.1:0", f"http://127.0.0.1:{port}")
         assert str(raised.value) == f"listen tcp 127.0.0.1:{port}: bind: address already in use"
         assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_nobody_is_let_in_before_the_member_listens(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bound = listeners.bind([(parse_url(f"http://127.0.0.1:{port}"), Serves.PEERS)], False)
+    bound += listeners.bind([(parse_url("unix://k"), Serves.PEERS)], False)
+    try:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=5)
+        with socket.socket(socket.AF_UNIX) as client, pytest.raises(ConnectionRefusedError):
+            client.connect("k")
+        listeners.listen(bound)
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    finally:
+        listeners.close(bound)
+
+
+def test_two_that_bind_before_either_listens(port: int) -> None:
+    first, second = (listeners.bind([(parse_url(f"http://127.0.0.1:{port}"), Serves.ALL)], False) for _ in "12")
+    try:
+        listeners.listen(first)
+        with pytest.raises(ListenFailed, match="address already in use"):
+            listeners.listen(second)
+    finally:
+        listeners.close([*first, *second])
 
 
 def test_two_that_reuse_a_port(port: int) -> None:

@@ -108,6 +108,31 @@ def test_a_cluster_that_does_not_fit(tmp_path: Path) -> None:
     assert last_line(done) == ("fatal", "discovery failed", text)
 
 
+def test_a_cluster_that_nobody_speaks_of(tmp_path: Path) -> None:
+    """S38: the port of the other member is refused, and nothing is decided."""
+    with socket.socket() as unbound:
+        unbound.bind(("127.0.0.1", 0))
+        other = "http://{}:{}".format(*unbound.getsockname())
+        flags = [PEERS, "--listen-client-urls=unix://k.sock", "--advertise-client-urls=http://a:1"]
+        cluster = [f"--initial-cluster=default=http://a:1,b={other}", "--initial-cluster-state=existing"]
+        done = kvorum(*flags, *cluster, directory=tmp_path)
+    assert done.returncode == 1
+    text = "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs"
+    assert last_line(done) == ("fatal", "discovery failed", text)
+    assert f"{other}/members" in done.stderr
+    assert not (tmp_path / "default.kvorum" / "member" / "identity").exists()
+
+
+def test_a_data_directory_of_another_program(tmp_path: Path) -> None:
+    wal = tmp_path / "default.kvorum" / "member" / "wal"
+    wal.mkdir(parents=True, mode=0o700)
+    (wal / "0000000000000000-0000000000000000.wal").touch()
+    flags = [PEERS, "--listen-client-urls=unix://k.sock", "--advertise-client-urls=http://a:1"]
+    done = kvorum(*flags, directory=tmp_path)
+    assert done.returncode == 1
+    assert "holds no identity, but there is data" in last_line(done)[2]
+
+
 def test_a_log_that_cannot_be_opened(tmp_path: Path) -> None:
     done = kvorum("--log-outputs=none/k.log", directory=tmp_path)
     assert done.returncode == 1

@@ -14,8 +14,8 @@ import pytest
 from loadtest.launcher import wait_until
 from loadtest.processes import alive
 from node import datadir, generation
-from node.bootstrap import founder
 from node.child import Role
+from node.first_start import founder
 from node.flags import Start, parse
 from node.flags.checks import read_initial_cluster
 from node.identity import Identity, founding_bytes

@@ -7,9 +7,10 @@ from typing import Any, Final
 
 import orjson
 
-from kvorum import API_VERSION
+from kvorum import API_VERSION, __version__
 from kvorum.pb.rpc_pb2 import Member
 from node.front.exchange import JSON, Exchange, Request
+from node.remote_cluster import CLUSTER_ID_HEADER, MAKE_HEADER
 
 _NOT_DECIDED: Final = "not_decided"
 
@@ -22,7 +23,10 @@ class PeerPages:
     ) -> None:
         """`members` gives all members of the cluster as known here, `cluster_version` MAJOR.MINOR.PATCH, or "" when it
         is not known yet."""
-        self._cluster_id = (b"X-Etcd-Cluster-ID", b"%x" % cluster_id)
+        self._cluster = (
+            (CLUSTER_ID_HEADER.encode(), b"%x" % cluster_id),
+            (MAKE_HEADER.encode(), __version__.encode()),
+        )
         self._members = members
         self._cluster_version = cluster_version
         self._pages = {"/version": self._version, "/members": self._members_page}
@@ -41,7 +45,7 @@ class PeerPages:
 
     def _members_page(self, request: Request) -> None:
         body = orjson.dumps([as_json(member) for member in self._members()], option=orjson.OPT_APPEND_NEWLINE)
-        request.respond(200, (JSON, self._cluster_id), body)
+        request.respond(200, (JSON, *self._cluster), body)
 
 
 def version_page(cluster_version: str) -> bytes:
