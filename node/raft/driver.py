@@ -441,6 +441,11 @@ class Driver:
             if not fresh:
                 return
         data = [batch.data for batch in fresh]
+        if self._writer.waits_inline and not self._writer.stalled:
+            entries = node.stamp_alone(entries_of(data))
+            if entries is not None:
+                self._commit_alone(node, entries, fresh)
+                return
         if node.leads and not self._writer.room_for(sum(map(len, data)) + ENTRY_ROOM_BYTES * len(data)):
             self._refuse(fresh, errors.NO_SPACE)
             return
@@ -448,6 +453,17 @@ class Driver:
             node.propose(*entries_of(data))
         except ProposalDropped:
             self._hold(fresh)
+
+    def _commit_alone(self, node: RawNode, entries: list[Entry], proposed: Sequence[Held]) -> None:
+        try:
+            self._writer.write_alone(entries)
+        except LogFull as error:
+            self._logger.error("refused proposals: there is no room for the log", error=str(error))
+            self._refuse(proposed, errors.NO_SPACE)
+            return
+        node.kept_alone(entries)
+        self._handed = entries[-1][1]
+        self._send_entries(entries)
 
     def _hold(self, batches_: Sequence[Held]) -> None:
         for batch in batches_:

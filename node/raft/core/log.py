@@ -198,6 +198,13 @@ class RaftLog:
         self.applying_bytes = max(0, self.applying_bytes - size_bytes)
         self._paused = self.applying_bytes >= self._max_applying_bytes
 
+    def kept(self, index: int) -> None:
+        """Entries up to `index` were appended to the stable log directly; they are committed and applied."""
+        unstable = self.unstable
+        assert not unstable.entries and unstable.snapshot is None
+        unstable.offset = unstable.offset_in_progress = index + 1
+        self.committed = self.applying = self.applied = index
+
     def snapshot(self) -> Snapshot | None:
         """A snapshot to send; None: not now."""
         return self.unstable.snapshot or self._storage.snapshot()
