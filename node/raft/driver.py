@@ -6,16 +6,13 @@ the ends of disk writes. Each input ends in `_work`, which does what the consens
 
 from __future__ import annotations
 
-import struct
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any, Final
 
 from kvorum import errors
 from kvorum.errors import Status
-from kvorum.pb.internal_pb2 import MemberChange, MembershipState
-from kvorum.pb.rpc_pb2 import MoveLeaderRequest
+from kvorum.pb.internal_pb2 import MembershipState
 from node.config import Config
 from node.frames import (
     APPLIED,
@@ -23,28 +20,22 @@ from node.frames import (
     FLUSHED,
     FORWARD,
     HEADER_BYTES,
-    LEADERSHIP,
-    LEADING,
     PROGRESS,
     READ_ASK,
-    READ_INDEX,
     Frame,
     Kind,
     Process,
 )
 from node.front.state import answer
-from node.link_zmq import Links
+from node.link import Streams
 from node.log import Level, Logger
 from node.membership import Membership
 from node.raft import changes
-from node.raft.changes import Asked, Surroundings, Transfers
+from node.raft.changes import Asked
 from node.raft.core import (
     APPEND_THREAD,
     APPLY_THREAD,
     NOBODY,
-    ChangeType,
-    ConfChange,
-    ConfState,
     Entry,
     EntryType,
     LogLevel,
@@ -54,20 +45,21 @@ from node.raft.core import (
     ProposalDropped,
     RawNode,
     Snapshot,
-    decode_change,
     encode_conf_state,
 )
 from node.raft.core import Config as CoreConfig
+from node.raft.leadership import Leadership
 from node.raft.proposals import Held, Proposals, entries_of
+from node.raft.read_context import ReadContext
+from node.raft.reconfiguration import Reconfiguration
 from node.raft.start import check_applied, starting_state
 from node.raft.storage import LogStorage
 from node.raft.transport import Transport
 from node.raft.wal.errors import LogFull
 from node.raft.wal.log import WriteAheadLog
-from node.raft.wal.record import Entry as LogEntry
 from node.raft.wal.record import Snapshot as SnapshotRecord
 from node.raft.writer import Disk, LogWriter
-from node.requests import REPLY, Op, batches
+from node.requests import REPLY, batches
 
 SEND_BYTES: Final = 1 << 20
 """A frame of entries read back for apply (after a start, or when it had no credit) holds about this much."""
@@ -81,19 +73,10 @@ MAX_INFLIGHT_MESSAGES: Final = 256
 MAX_INFLIGHT_BYTES: Final = 64 << 20
 MAX_UNCOMMITTED_BYTES: Final = 64 << 20
 
-REMOVED_STAYS_S: Final = 1.0
-"""A removed member goes on so long, so that the others learn of its removal (M18)."""
-
-CONTEXT: Final = struct.Struct("<QQQ")
-"""Of a read index: member, incarnation, number; the number's highest bit marks raft's own (leadership)."""
-
-OWN: Final = 1 << 63
-
-NEVER: Final = (1 << 64) - 1
-NEVER_S: Final = float("inf")
-MAX_OWN_READS: Final = 64
-APPLY_PATIENCE_S: Final = 1.0
 ENTRY_ROOM_BYTES: Final = 128
+"""What an entry takes in the log beside its data, and the hard state that may come with it."""
+
+REMOVED: Final = "the member has been permanently removed from the cluster"
 
 LEVELS: Final = {
     LogLevel.DEBUG: Level.DEBUG,
@@ -124,7 +107,7 @@ class Driver:
         incarnation: int,
         config: Config,
         remotes: Mapping[int, Sequence[str]],
-        links: Links,
+        links: Streams,
         log: WriteAheadLog,
         disk: Disk,
         transport: Transport,
@@ -137,7 +120,6 @@ class Driver:
         self._id = member_id
         self._incarnation = incarnation
         self._config = config
-        self._remotes = remotes
         self._links = links
         self._log = log
         self._disk = disk
@@ -152,30 +134,33 @@ class Driver:
         self._storage = LogStorage(log)
         self._writer = LogWriter(log, disk, self._deliver, self._snapshot_recorded, logger)
         self._proposals = Proposals()
-        self.membership = Membership()
+        self._context = ReadContext(member_id, incarnation)
+        self._leadership = Leadership(self._context, config, links, self._fronts, now, logger)
+        self._members = Reconfiguration(
+            member_id,
+            config,
+            remotes,
+            transport,
+            self._leadership,
+            now,
+            logger,
+            answer=self._answer_change,
+            pass_on=lambda leader, ask: transport.forward(leader, FORWARDED_CHANGE + ask.batch),
+        )
         self._node: RawNode | None = None  # until apply said where it stands
         self._working = False
-        # what apply gets
         self._handed = 0  # the last entry that the core gave out to be applied
         self._sent = 0  # the last one that apply was sent
         self._backlog_bytes = 0  # of those given out and not sent
-        self._progress = 0  # the last one that apply executed
-        self._progress_at = 0.0
-        self._states: deque[tuple[int, ConfState]] = deque()  # configurations, and from which entry on they hold
-        # leadership, as it was announced
-        self._announced: tuple[int, int, int, bool] | None = None  # term, leader, catch_up_to, solo
-        self._leaders_seen = 0
-        self._catch_up_to: int | None = None
-        self._own_reads: dict[int, tuple[float, int]] = {}  # number -> when it was asked, and the term led then
-        self._own_number = 0
-        self._grant_from = 0  # no solo grant before this entry was given out
-        self._granted = False  # apply may still answer reads on a grant
-        self._changes: deque[Asked] = deque()  # wait for apply to return it
-        self._transfers = Transfers()
-        self._removed_at: float | None = None
-        self._idle_ticks = 0
-        self._advance_ticks = config.initial_election_tick_advance
-        self.heartbeat_failures = 0
+        self._executed = 0  # the last one that apply executed
+        self._executed_at = 0.0
+        self._advances = config.initial_election_tick_advance
+        self._late_heartbeats = 0
+
+    @property
+    def membership(self) -> Membership:
+        """The members as far as the log was given out."""
+        return self._members.membership
 
     # what arrives
 
@@ -186,16 +171,17 @@ class Driver:
             if kind == Kind.READ_ASK:
                 if self._node is not None:
                     (number,) = READ_ASK.unpack_from(frame.data, HEADER_BYTES)
-                    self._node.read_index(CONTEXT.pack(self._id, self._incarnation, number))
+                    self._node.read_index(self._context.pack(number))
             elif kind == Kind.PROGRESS:
-                (self._progress,) = PROGRESS.unpack_from(frame.data, HEADER_BYTES)
-                self._progress_at = self._now()
+                (self._executed,) = PROGRESS.unpack_from(frame.data, HEADER_BYTES)
+                self._executed_at = self._now()
             elif kind == Kind.FLUSHED:
                 self._release(*FLUSHED.unpack_from(frame.data, HEADER_BYTES))
             elif kind == Kind.MEMBERS:
                 self.membership.learn(MembershipState.FromString(frame.data[HEADER_BYTES:]))
             elif kind == Kind.GRANT_RETURNED:
-                self._on_grant_returned()
+                assert self._node is not None
+                self._members.on_grant_returned(self._node)
             elif kind == Kind.APPLIED:
                 state = MembershipState.FromString(frame.data[HEADER_BYTES + APPLIED.size :])
                 index, term = APPLIED.unpack_from(frame.data, HEADER_BYTES)
@@ -216,8 +202,7 @@ class Driver:
             if kind == Kind.PROPOSALS:
                 fresh.append(Held(now + self._request_timeout_s, frame.sender, frame.data[HEADER_BYTES:]))
             elif kind == Kind.CHANGES:
-                for ask in changes.asked(frame.data, HEADER_BYTES):
-                    self._change(ask)
+                self._change(frame.data, HEADER_BYTES)
             elif kind == Kind.FORWARDS:
                 self._forward_reads(frame.data[HEADER_BYTES:])
             else:
@@ -262,8 +247,7 @@ class Driver:
             self._deliver_replies(body)
         elif kind == FORWARDED_CHANGE:
             if node.leads:
-                for ask in changes.asked(body):
-                    self._change(ask)
+                self._change(body, 0)
                 self._work()
         else:
             self._logger.warn("dropped what a member sent", sender=f"{sender:x}", kind=kind.hex())
@@ -287,30 +271,25 @@ class Driver:
 
     def on_removed(self) -> None:
         """Another member says that this one was removed; it may never see the entry that says so."""
-        self._finish("the member has been permanently removed from the cluster")
+        self._finish(REMOVED)
 
     def tick(self) -> None:
         """A heartbeat interval has passed."""
         node = self._node
         if node is None:
             return
-        now = self._now()
         self._writer.tick()
-        if node.lead != NOBODY and (self._catch_up_to is None or (node.leads and not node.is_singleton())):
-            self._ask_own_read(now)
-        if self._advance_ticks and node.lead == NOBODY:
+        self._leadership.tick(node)
+        if self._advances and node.lead == NOBODY:
             self._advance(node)
         node.tick()
         if self._proposals:
             self._propose([])
         if node.leads:
-            self._watch_apply(now, node)
-            if self._transfers and node.lead_transferee == NOBODY:
-                now = NEVER_S  # the core gives a transfer up after an election timeout
-        for front, reply in self._transfers.expire(now) if self._transfers else ():
-            self._links.send(front, Kind.REPLIES, reply)
-        if self._removed_at is not None and self._now() >= self._removed_at:
-            self._finish("the member has been permanently removed from the cluster")
+            self._watch_apply(node)
+        self._reply_to(self._members.late_transfers(node))
+        if self._members.is_over:
+            self._finish(REMOVED)
             return
         self._work()
 
@@ -321,9 +300,7 @@ class Driver:
         assert self._node is None, "apply said twice where it stands"
         config = self._config
         check_applied(self._log, config, index, term)
-        self.membership = Membership.restore(state)
-        conf_state = self.membership.conf_state()
-        self._states.append((index, conf_state))
+        conf_state = self._members.start(index, state)
         ticks = max(2, round(config.election_timeout_s / config.heartbeat_interval_s))
         core = CoreConfig(
             id=self._id,
@@ -341,9 +318,9 @@ class Driver:
         hard_state = starting_state(self._log, index)
         node = RawNode(core, self._storage, hard_state, conf_state, self._random, self._say)
         self._node = node
-        self._handed = self._sent = self._progress = index
-        self._progress_at = self._now()
-        self._members_changed(node)
+        self._handed = self._sent = self._executed = index
+        self._executed_at = self._now()
+        self._writer.waits_inline = node.is_singleton()
         self._work()
         if node.is_singleton():
             node.campaign()
@@ -358,9 +335,11 @@ class Driver:
         try:
             while node.has_ready():
                 self._do_ready(node)
-                if self._catch_up_to is None and node.lead != NOBODY and not self._own_reads:
-                    self._ask_own_read(self._now())
-            self._announce(node)
+                if self._leadership.must_ask(node):
+                    self._leadership.ask(node)
+            if self._leadership.announce(node, self._handed):
+                self._executed_at = self._now()
+                self._reply_to(self._members.on_leader(node))
         finally:
             self._working = False
         if self._proposals and not self._writer.syncing and node.lead != NOBODY and node.lead_transferee == NOBODY:
@@ -386,7 +365,7 @@ class Driver:
             self._transport.send(outgoing)
         if ready.read_states:
             for read in ready.read_states:
-                self._on_read_index(node, read.index, read.context)
+                self._leadership.on_read_index(node, read.index, read.context)
         if ready.committed:
             self._hand_out(node, ready.committed)
         if append is not None:
@@ -491,11 +470,12 @@ class Driver:
     def _hand_out(self, node: RawNode, entries: list[Entry]) -> None:
         for entry in entries:
             if entry[2] != EntryType.NORMAL:
-                self._execute_change(node, entry)
+                self._members.execute(node, entry)
+                self._writer.waits_inline = node.is_singleton()
         self._handed = entries[-1][1]
         self._send_entries(entries)
 
-    def _send_entries(self, fresh: list[LogEntry] | None) -> None:
+    def _send_entries(self, fresh: list[Entry] | None) -> None:
         """Sends apply what is committed, as far as it has credit; the rest stays in the log until it has."""
         links = self._links
         outlet = links.outlet(Process.APPLY, Kind.ENTRIES)
@@ -516,203 +496,45 @@ class Driver:
         elif self._sent == self._handed:
             self._backlog_bytes = 0
 
-    def _watch_apply(self, now: float, node: RawNode) -> None:
-        """A leader whose apply stands still is of no use to anybody (a full disk, say): another may do better."""
-        timeout_s = self._config.election_timeout_s
-        if self._progress >= self._handed or now - self._progress_at < max(timeout_s, APPLY_PATIENCE_S):
+    def _watch_apply(self, node: RawNode) -> None:
+        """A leader whose apply stands still (a full disk, say) is of no use to anybody: another may do better."""
+        now = self._now()
+        if self._executed >= self._handed or now - self._executed_at < self._config.election_timeout_s:
             return
-        to = self._successor(node)
+        to = self._members.successor(node)
         if to is not None and node.lead_transferee == NOBODY:
-            self._progress_at = now
-            self._logger.warn("apply makes no progress; handing leadership on", to=f"{to:x}", applied=self._progress)
+            self._executed_at = now
+            self._logger.warn("apply makes no progress; handing leadership on", to=f"{to:x}", applied=self._executed)
             node.transfer_leader(to)
-
-    def _successor(self, node: RawNode) -> int | None:
-        """The voter that has most of the log, of those that can be reached; of equals the one connected longest."""
-        best: tuple[int, float] | None = None
-        successor = None
-        for member, progress in node.progress.items():
-            since = self._transport.connected_since(member) if member != self._id else None
-            if since is None or progress.is_learner:
-                continue
-            rank = (progress.match, -since)
-            if best is None or rank > best:
-                best, successor = rank, member
-        return successor
-
-    # leadership
-
-    def _announce(self, node: RawNode) -> None:
-        """Tells apply and the fronts who leads, when that changed."""
-        solo = node.leads and node.committed_in_term and self._handed >= self._grant_from and node.is_singleton()
-        catch_up_to = NEVER if self._catch_up_to is None else self._catch_up_to
-        now = (node.term if node.lead != NOBODY else 0, node.lead, catch_up_to, solo)
-        before = self._announced
-        if now == before:
-            return
-        if before is None and node.lead == NOBODY:
-            return
-        self._announced = now
-        payload = LEADERSHIP.pack(node.term, node.lead, catch_up_to, solo)
-        for process in (Process.APPLY, *self._fronts):
-            self._links.send_control(process, Kind.LEADERSHIP, payload)
-        if solo:
-            self._granted = True
-            self._links.send_control(Process.APPLY, Kind.LEADING, LEADING.pack(node.term, float("inf")))
-        if before is None or before[:2] != now[:2]:
-            self._leader_changed(node)
-
-    def _leader_changed(self, node: RawNode) -> None:
-        if node.lead == NOBODY:
-            self._logger.info(f"raft.node: {self._id:x} lost its leader at term {node.term}")
-            return
-        self._leaders_seen += 1
-        self._progress_at = self._now()
-        self._logger.info(f"raft.node: {self._id:x} elected leader {node.lead:x} at term {node.term}")
-        for front, reply in self._transfers.on_leader(node.lead):
-            self._links.send(front, Kind.REPLIES, reply)
-
-    def _ask_own_read(self, now: float) -> None:
-        """Asks a quorum whether this member, or its leader, leads, and up to where it should have caught up."""
-        node = self._node
-        assert node is not None
-        self._own_number += 1
-        if len(self._own_reads) >= MAX_OWN_READS:
-            del self._own_reads[next(iter(self._own_reads))]
-        self._own_reads[self._own_number] = (now, node.term if node.leads else 0)
-        node.read_index(CONTEXT.pack(self._id, self._incarnation, self._own_number | OWN))
-
-    def _on_read_index(self, node: RawNode, index: int, context: bytes) -> None:
-        member, incarnation, number = CONTEXT.unpack(context)
-        if member != self._id or incarnation != self._incarnation:
-            return  # asked before this generation
-        if not number & OWN:
-            self._links.send_control(Process.APPLY, Kind.READ_INDEX, READ_INDEX.pack(number, index))
-            return
-        asked = self._own_reads.pop(number & ~OWN, None)
-        if asked is None:
-            return
-        asked_at, term = asked
-        if self._catch_up_to is None:
-            self._catch_up_to = index
-        if node.leads and term == node.term and node.lead_transferee == NOBODY and not node.is_singleton():
-            config = self._config
-            # The others' lease begins when they hear of the leader; their clocks count whole ticks, and may be fast.
-            until = asked_at + config.election_timeout_s - 2 * config.heartbeat_interval_s
-            self._links.send_control(Process.APPLY, Kind.LEADING, LEADING.pack(node.term, until))
 
     def _advance(self, node: RawNode) -> None:
         """With others there, none of whom leads, a member just started need not wait a whole election timeout."""
         others = [member.ID for member in self.membership.voters() if member.ID != self._id]
         if any(self._transport.connected_since(member) is not None for member in others):
-            self._advance_ticks = False
+            self._advances = False
             ticks = max(2, round(self._config.election_timeout_s / self._config.heartbeat_interval_s))
             for _ in range(ticks - 2):
                 node.tick()
 
     # members
 
-    def _execute_change(self, node: RawNode, entry: Entry) -> None:
-        """A membership entry is committed: the core, the transport and the own list of members follow it."""
-        _, index, type_, data = entry
-        membership = self.membership
-        if type_ == EntryType.FOUNDING:
-            membership.found(data)
-            state = ConfState()
-            for voter in membership.conf_state().voters:
-                state = node.apply_conf_change(ConfChange(((ChangeType.ADD_VOTER, voter),)))
-        else:
-            conf_change = decode_change(data)
-            for ask in changes.asked(conf_change.context):
-                change = MemberChange.FromString(ask.body)
-                if membership.check(ask.op, change) is not None:
-                    return  # every member refuses it; apply answers why
-                membership.execute(ask.op, change)
-            state = node.apply_conf_change(conf_change)
-        self._states.append((index, state))
-        self._members_changed(node)
+    # what only the leader, or its apply, can do
 
-    def _members_changed(self, node: RawNode) -> None:
-        membership = self.membership
-        others: Mapping[int, Sequence[str]] = self._remotes
-        if members := membership.members():
-            others = {member.ID: tuple(member.peerURLs) for member in members if member.ID != self._id}
-        self._transport.set_members(others, membership.state().removed)
-        self._writer.waits_inline = node.is_singleton()
-        if membership.is_removed(self._id) and self._removed_at is None:
-            self._removed_at = self._now() + REMOVED_STAYS_S
-            to = self._successor(node) if node.leads else None
-            if to is not None:
-                node.transfer_leader(to)
-
-    def _change(self, ask: Asked) -> None:
-        """A front of this member, or of another one that forwards it, wants the members or the leader changed."""
+    def _change(self, payload: bytes, at: int) -> None:
+        """Changes of the members or of the leader; before apply is there nobody can ask for one."""
         node = self._node
-        if node is None or node.lead == NOBODY:
-            self._answer_change(ask, errors.NO_LEADER)
-            return
-        if ask.op == Op.MOVE_LEADER:
-            self._move_leader(node, ask)
-            return
-        if ask.op == Op.MEMBER_PROMOTE and not node.leads:
-            self._transport.forward(node.lead, FORWARDED_CHANGE + ask.batch)
-            return
-        refusal = changes.refusal(ask.op, MemberChange.FromString(ask.body), self._surroundings(node))
-        if refusal is not None:
-            self._answer_change(ask, refusal)
-        elif self._granted:
-            self._grant_from = NEVER  # which takes the grant back, and the change waits until apply knows
-            self._changes.append(ask)
-        else:
-            self._propose_change(node, ask)
+        if node is not None:
+            for ask in changes.asked(payload, at):
+                self._members.ask(node, ask)
 
-    def _surroundings(self, node: RawNode) -> Surroundings:
-        members = [member.ID for member in self.membership.members()]
-        since = {member: self._transport.connected_since(member) for member in members if member != self._id}
-        return Surroundings(
-            member_id=self._id,
-            membership=self.membership,
-            connected_since={member: at for member, at in since.items() if at is not None},
-            matches={member: progress.match for member, progress in node.progress.items()} if node.leads else {},
-            now=self._now(),
-            strict=self._config.strict_reconfig_check,
-        )
+    def _answer_change(self, ask: Asked, reply: bytes) -> None:
+        """Answers a change where it was asked for."""
+        batch = next(iter(batches(ask.batch)))
+        self._forward_replies(FORWARD.pack(batch.member, batch.incarnation, ask.origin) + reply)
 
-    def _propose_change(self, node: RawNode, ask: Asked) -> None:
-        change = changes.conf_change(ask.op, MemberChange.FromString(ask.body), ask.batch)
-        try:
-            node.propose_conf_change(change, single=True)
-        except ProposalDropped:
-            self._answer_change(ask, errors.LEADER_CHANGED)
-
-    def _on_grant_returned(self) -> None:
-        node = self._node
-        assert node is not None
-        self._granted = False
-        waiting, self._changes = self._changes, deque()
-        for ask in waiting:
-            self._propose_change(node, ask)
-        self._grant_from = node.last_index
-
-    def _move_leader(self, node: RawNode, ask: Asked) -> None:
-        target = MoveLeaderRequest.FromString(ask.body).targetID
-        refusal = changes.transfer_refusal(target, self._id, node.lead, self.membership)
-        if refusal is not None:
-            self._answer_change(ask, refusal)
-        elif target == self._id:
-            self._links.send(ask.origin, Kind.REPLIES, changes.moved(ask))
-        else:
-            self._logger.info("leadership transfer starting", current_leader=f"{self._id:x}", transferee=f"{target:x}")
-            node.transfer_leader(target)
-            self._transfers.wait(target, ask, self._now() + self._request_timeout_s)
-
-    def _answer_change(self, ask: Asked, status: Status) -> None:
-        """Refuses a change where it was asked for."""
-        member, incarnation = next(iter(batches(ask.batch)))[2:4]
-        reply = changes.refused(ask, status)
-        self._forward_replies(FORWARD.pack(member, incarnation, ask.origin) + reply)
-
-    # reads that only the leader's apply can answer
+    def _reply_to(self, replies: Sequence[tuple[int, bytes]]) -> None:
+        for front, reply in replies:
+            self._links.send(front, Kind.REPLIES, reply)
 
     def _forward_reads(self, payload: bytes) -> None:
         """Of this member's fronts. Without a leader they are dropped: a front repeats them when it hears of one."""
@@ -741,7 +563,7 @@ class Driver:
     def heartbeat_late(self, late_s: float) -> None:
         """The clock ticked late, so the others may have thought that this leader is gone."""
         if self._node is not None and self._node.leads and not self._node.is_singleton():
-            self.heartbeat_failures += 1
+            self._late_heartbeats += 1
             self._logger.warn(
                 "leader failed to send out heartbeat on time; took too long, leader is overloaded",
                 heartbeat_interval=f"{self._config.heartbeat_interval_s:g}s",
@@ -754,7 +576,7 @@ class Driver:
         if node is None or not node.leads:
             self._logger.info("skipped leadership transfer; local server is not leader")
             return
-        to = self._successor(node)
+        to = self._members.successor(node)
         if to is None:
             self._logger.info("skipped leadership transfer for single voting member cluster")
             return
@@ -773,16 +595,14 @@ class Driver:
     def _release(self, flushed: int) -> None:
         """The store is on disk up to `flushed`: what the log needs no more may go."""
         log = self._log
-        states = self._states
-        while len(states) > 1 and states[1][0] <= flushed:
-            states.popleft()
+        state = self._members.state_at(flushed)
         if flushed - log.snapshot.index < self._config.snapshot_count:
             return
         term = log.term_of(flushed)
         assert term is not None, "the store flushed an index that the log does not know"
         self._logger.info("triggering snapshot", local_member_snapshot_index=log.snapshot.index, applied_index=flushed)
         try:
-            log.append_snapshot(SnapshotRecord(flushed, term, encode_conf_state(states[0][1])))
+            log.append_snapshot(SnapshotRecord(flushed, term, encode_conf_state(state)))
         except LogFull as error:
             self._logger.warn("cannot compact Raft logs: there is no room for the log", error=str(error))
             return
@@ -810,7 +630,7 @@ class Driver:
         term = node.term if node is not None else self._log.hard_state.term
         commit = node.commit if node is not None else self._log.hard_state.commit
         leader = node.lead if node is not None else NOBODY
-        learner = self._id in self.membership.conf_state().learners
+        learner = self._members.is_learner
         return {
             "term": term,
             "leader": leader,
@@ -824,7 +644,7 @@ class Driver:
                 "etcd_server_has_leader": int(leader != NOBODY),
                 "etcd_server_is_leader": int(leader == self._id),
                 "etcd_server_is_learner": int(learner),
-                "etcd_server_leader_changes_seen_total": self._leaders_seen,
-                "etcd_server_heartbeat_send_failures_total": self.heartbeat_failures,
+                "etcd_server_leader_changes_seen_total": self._leadership.leaders_seen,
+                "etcd_server_heartbeat_send_failures_total": self._late_heartbeats,
             },
         }

@@ -243,6 +243,11 @@ class RawNode:
         )
 
     @property
+    def id(self) -> int:
+        """This member."""
+        return self._raft.id
+
+    @property
     def term(self) -> int:
         """The present term."""
         return self._raft.term

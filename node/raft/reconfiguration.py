@@ -1,0 +1,229 @@
+"""How a member's raft process changes who belongs to the cluster, and follows what was agreed.
+
+`changes.py` has the rules, `node/membership.py` the members; here is their order in time: a change is asked for,
+examined, proposed as an entry of its own, and executed where the log has it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from kvorum import errors
+from kvorum.errors import Status
+from kvorum.pb.internal_pb2 import MemberChange, MembershipState
+from kvorum.pb.rpc_pb2 import MoveLeaderRequest
+from node.config import Config
+from node.log import Logger
+from node.membership import Membership
+from node.raft import changes
+from node.raft.changes import Asked, Surroundings, Transfers
+from node.raft.core import (
+    NOBODY,
+    ChangeType,
+    ConfChange,
+    ConfState,
+    Entry,
+    EntryType,
+    ProposalDropped,
+    RawNode,
+    decode_change,
+)
+from node.raft.leadership import Leadership
+from node.raft.transport import Transport
+from node.requests import Op
+
+REMOVED_STAYS_S: Final = 1.0
+"""A removed member goes on so long, so that the others learn of its removal (M18)."""
+
+Reply = Callable[[Asked, bytes], None]
+"""Takes a packed reply to where the change was asked for."""
+
+Refuse = Callable[[Asked, Status], None]
+
+
+class Reconfiguration:
+    """The members as far as entries were given out, and the changes under way.
+
+    `remotes` are the other members as far as they are known before the log tells who they are. `answer` takes packed
+    replies to where a change was asked for, `pass_on` a change to the leader.
+    """
+
+    def __init__(
+        self,
+        member_id: int,
+        config: Config,
+        remotes: Mapping[int, Sequence[str]],
+        transport: Transport,
+        leadership: Leadership,
+        now: Callable[[], float],
+        logger: Logger,
+        answer: Reply,
+        pass_on: Callable[[int, Asked], None],
+    ) -> None:
+        self._id = member_id
+        self._strict = config.strict_reconfig_check
+        self._request_timeout_s = 5 + 2 * config.election_timeout_s
+        self._remotes = remotes
+        self._transport = transport
+        self._leadership = leadership
+        self._now = now
+        self._logger = logger
+        self._answer = answer
+        self._pass_on = pass_on
+        self.membership = Membership()
+        self._states: deque[tuple[int, ConfState]] = deque()  # configurations, and from which entry on they hold
+        self._waiting: deque[Asked] = deque()  # changes, until apply has returned its grant
+        self._transfers = Transfers()
+        self._removed_at: float | None = None
+
+    def start(self, index: int, state: MembershipState) -> ConfState:
+        """Apply executed everything up to `index`, and has these members."""
+        self.membership = Membership.restore(state)
+        conf_state = self.membership.conf_state()
+        self._states.append((index, conf_state))
+        self._tell_transport()
+        return conf_state
+
+    def state_at(self, index: int) -> ConfState:
+        """The configuration as of an entry that was given out; nobody will ask for an earlier one."""
+        states = self._states
+        while len(states) > 1 and states[1][0] <= index:
+            states.popleft()
+        return states[0][1]
+
+    @property
+    def last_change(self) -> int:
+        """The entry that made the configuration what it is."""
+        return self._states[-1][0]
+
+    @property
+    def is_learner(self) -> bool:
+        """Whether this member does not vote."""
+        member = self.membership.get(self._id)
+        return member is not None and member.isLearner
+
+    def execute(self, node: RawNode, entry: Entry) -> None:
+        """A membership entry is committed: the core, the transport and the list of members follow it."""
+        _, index, type_, data = entry
+        membership = self.membership
+        if type_ == EntryType.FOUNDING:
+            membership.found(data)
+            state = ConfState()
+            for voter in membership.conf_state().voters:
+                state = node.apply_conf_change(ConfChange(((ChangeType.ADD_VOTER, voter),)))
+        else:
+            conf_change = decode_change(data)
+            for ask in changes.asked(conf_change.context):
+                change = MemberChange.FromString(ask.body)
+                if membership.check(ask.op, change) is not None:
+                    return  # every member refuses it; apply answers why
+                membership.execute(ask.op, change)
+            state = node.apply_conf_change(conf_change)
+        self._states.append((index, state))
+        self._tell_transport()
+        if membership.is_removed(self._id) and self._removed_at is None:
+            self._removed_at = self._now() + REMOVED_STAYS_S
+            to = self.successor(node) if node.leads else None
+            if to is not None:
+                node.transfer_leader(to)
+
+    def _tell_transport(self) -> None:
+        others = self._remotes
+        if members := self.membership.members():
+            others = {member.ID: tuple(member.peerURLs) for member in members if member.ID != self._id}
+        self._transport.set_members(others, self.membership.state().removed)
+
+    @property
+    def is_over(self) -> bool:
+        """This member was removed, and the others had their time to learn of it."""
+        return self._removed_at is not None and self._now() >= self._removed_at
+
+    def successor(self, node: RawNode) -> int | None:
+        """To whom a leader hands its leadership: the voter that has most of the log, of those it is connected with.
+
+        Of equals the one connected longest.
+        """
+        best: tuple[int, float] | None = None
+        successor = None
+        for member, progress in node.progress.items():
+            since = self._transport.connected_since(member) if member != self._id else None
+            if since is None or progress.is_learner:
+                continue
+            rank = (progress.match, -since)
+            if best is None or rank > best:
+                best, successor = rank, member
+        return successor
+
+    # what is asked for
+
+    def ask(self, node: RawNode, ask: Asked) -> None:
+        """A front of this member, or of another one that passes it on, wants the members or the leader changed."""
+        if node.lead == NOBODY:
+            self._refuse(ask, errors.NO_LEADER)
+        elif ask.op == Op.MOVE_LEADER:
+            self._move_leader(node, ask)
+        elif ask.op == Op.MEMBER_PROMOTE and not node.leads:
+            self._pass_on(node.lead, ask)
+        else:
+            refusal = changes.refusal(ask.op, MemberChange.FromString(ask.body), self._surroundings(node))
+            if refusal is not None:
+                self._refuse(ask, refusal)
+            elif self._leadership.granted:
+                self._leadership.take_grant_back()
+                self._waiting.append(ask)
+            else:
+                self._propose(node, ask)
+
+    def _refuse(self, ask: Asked, status: Status) -> None:
+        self._answer(ask, changes.refused(ask, status))
+
+    def _surroundings(self, node: RawNode) -> Surroundings:
+        members = [member.ID for member in self.membership.members()]
+        since = {member: self._transport.connected_since(member) for member in members if member != self._id}
+        return Surroundings(
+            member_id=self._id,
+            membership=self.membership,
+            connected_since={member: at for member, at in since.items() if at is not None},
+            matches={member: progress.match for member, progress in node.progress.items()} if node.leads else {},
+            now=self._now(),
+            strict=self._strict,
+        )
+
+    def _propose(self, node: RawNode, ask: Asked) -> None:
+        change = changes.conf_change(ask.op, MemberChange.FromString(ask.body), ask.batch)
+        try:
+            node.propose_conf_change(change, single=True)
+        except ProposalDropped:
+            self._refuse(ask, errors.LEADER_CHANGED)
+
+    def on_grant_returned(self, node: RawNode) -> None:
+        """Apply answers no reads by itself any more: others may be given a vote."""
+        waiting, self._waiting = self._waiting, deque()
+        for ask in waiting:
+            self._propose(node, ask)
+        self._leadership.grant_returned(node.last_index)
+
+    def _move_leader(self, node: RawNode, ask: Asked) -> None:
+        target = MoveLeaderRequest.FromString(ask.body).targetID
+        refusal = changes.transfer_refusal(target, self._id, node.lead, self.membership)
+        if refusal is not None:
+            self._refuse(ask, refusal)
+        elif target == self._id:
+            self._answer(ask, changes.moved(ask))
+        else:
+            self._logger.info("leadership transfer starting", current_leader=f"{self._id:x}", transferee=f"{target:x}")
+            node.transfer_leader(target)
+            self._transfers.wait(target, ask, self._now() + self._request_timeout_s)
+
+    def on_leader(self, node: RawNode) -> list[tuple[int, bytes]]:
+        """Another member leads: replies to the fronts that wanted that."""
+        return self._transfers.on_leader(node.lead) if self._transfers else []
+
+    def late_transfers(self, node: RawNode) -> list[tuple[int, bytes]]:
+        """Replies to the fronts whose wish did not come true; the core gives up after an election timeout."""
+        if not self._transfers:
+            return []
+        given_up = node.leads and node.lead_transferee == NOBODY
+        return self._transfers.expire(float("inf") if given_up else self._now())
