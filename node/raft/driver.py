@@ -52,7 +52,7 @@ from node.raft.leadership import Leadership
 from node.raft.proposals import Held, Proposals, entries_of
 from node.raft.read_context import ReadContext
 from node.raft.reconfiguration import Reconfiguration
-from node.raft.start import check_applied, starting_state
+from node.raft.start import check_applied, force_new_cluster, starting_state
 from node.raft.storage import LogStorage
 from node.raft.transport import Transport
 from node.raft.wal.errors import LogFull
@@ -300,6 +300,11 @@ class Driver:
         assert self._node is None, "apply said twice where it stands"
         config = self._config
         check_applied(self._log, config, index, term)
+        if config.force_new_cluster:
+            dropped = force_new_cluster(self._log, self._id, state, index)
+            self._logger.warn(
+                "forced a new cluster of this member alone", dropped=[f"{member:x}" for member in dropped]
+            )
         conf_state = self._members.start(index, state)
         ticks = max(2, round(config.election_timeout_s / config.heartbeat_interval_s))
         core = CoreConfig(

@@ -10,12 +10,24 @@ import struct
 from pathlib import Path
 from typing import Final
 
+from kvorum.pb.internal_pb2 import MemberChange, MembershipState
 from node.child import ChildContext
 from node.config import Config
+from node.frames import Process
 from node.log import Logger
+from node.membership import Membership
+from node.raft import changes
+from node.raft.core.change import decode_change, encode_change
 from node.raft.core.messages import EntryType, HardState
 from node.raft.wal.disk import DiskDirectory
 from node.raft.wal.log import WriteAheadLog, holds_log
+from node.raft.wal.record import Entry
+from node.requests import Op, pack_batch, pack_record
+
+READ_BYTES: Final = 1 << 20
+
+NO_INCARNATION: Final = 0
+"""Nobody waits for the answers to what the start itself writes."""
 
 METADATA: Final = struct.Struct("<QQ")
 """Of the log: member id and cluster id."""
@@ -69,6 +81,49 @@ def check_applied(log: WriteAheadLog, config: Config, index: int, term: int) -> 
         f"the store {config.db_path} stands at entry {index} of term {term}, but the log {config.wal_path} {fault}: "
         "they do not belong together, one of them was replaced or is missing"
     )
+
+
+def force_new_cluster(log: WriteAheadLog, member_id: int, state: MembershipState, applied: int) -> list[int]:
+    """Makes this member the only one (--force-new-cluster), by changes at the log's end that count as committed.
+
+    `state` is as of entry `applied`. Everything in the log is kept, also what may never have been committed: better a
+    write too many, of which nobody knew the outcome, than one too few. Returns the members dropped; a second time there
+    are none, and nothing is written.
+    """
+    membership = Membership.restore(state)
+    entries: list[Entry]
+    index = applied + 1
+    while index <= log.last_index:
+        entries = log.read(index, log.last_index + 1, READ_BYTES)
+        for _, _, type_, data in entries:
+            if type_ == EntryType.FOUNDING:
+                membership.found(data)
+            elif type_ == EntryType.CONF_CHANGE:
+                for ask in changes.asked(decode_change(data).context):
+                    change = MemberChange.FromString(ask.body)
+                    if membership.check(ask.op, change) is None:
+                        membership.execute(ask.op, change)
+        index += len(entries)
+    own = membership.get(member_id)
+    if own is None:
+        raise LogMismatch(
+            f"member {member_id:x} was removed from its cluster: it cannot begin a new one with this data"
+        )
+    wanted = [(Op.MEMBER_PROMOTE, member_id)] if own.isLearner else []
+    others = [member.ID for member in membership.members() if member.ID != member_id]
+    wanted += [(Op.MEMBER_REMOVE, other) for other in others]
+    term = max(log.hard_state.term, log.last_term)
+    entries = []
+    for op, target in wanted:
+        change = MemberChange(ID=target)
+        record = pack_record(op, change.SerializeToString())
+        batch = pack_batch(Process.RAFT, member_id, NO_INCARNATION, 1 + len(entries), [record])
+        data = encode_change(changes.conf_change(op, change, batch))
+        entries.append((term, log.last_index + 1 + len(entries), EntryType.CONF_CHANGE, data))
+    last = log.last_index + len(entries)
+    log.append(entries, HardState(term, log.hard_state.vote, last))
+    log.sync()
+    return others
 
 
 def starting_state(log: WriteAheadLog, applied: int) -> HardState:

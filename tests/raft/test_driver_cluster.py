@@ -1,0 +1,375 @@
+"""Raft's drivers of three members, message by message: what leaves, what waits, and what apply is told."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kvorum import errors
+from kvorum.pb.internal_pb2 import MemberChange
+from kvorum.pb.rpc_pb2 import Member, MoveLeaderRequest, PutRequest
+from node.child import ChildContext, Role
+from node.frames import (
+    FORWARD,
+    HEADER_BYTES,
+    LEADING,
+    PROGRESS,
+    READ_ASK,
+    READ_INDEX,
+    Frame,
+    Kind,
+    Process,
+    pack,
+    unpack,
+)
+from node.membership import Membership
+from node.raft.core import EntryType
+from node.requests import Op, pack_batch, pack_record
+from tests.apply.entries import INCARNATION, batch
+from tests.apply.shell import FRONT, Clock, child_context
+from tests.raft.driver_group import Network, RaftUnderTest, founded, proposal, url
+from tests.raft.simulated_disk import SimulatedDisk
+
+A, B, C, D = 0xA, 0xB, 0xC, 0xD
+MEMBERS = (A, B, C)
+
+
+class Group:
+    """Three founders (and whoever joins), one clock, one network."""
+
+    def __init__(self, directory: Path, *flags: str) -> None:
+        self.child: ChildContext = child_context(directory, Role.RAFT, "--initial-election-tick-advance=false", *flags)
+        self.network = Network()
+        self.clock = Clock()
+        self.members: dict[int, RaftUnderTest] = {}
+        for member in MEMBERS:
+            self.add(member, MEMBERS).start()
+
+    def add(self, member: int, founders: tuple[int, ...], disk: SimulatedDisk | None = None) -> RaftUnderTest:
+        made = RaftUnderTest(
+            self.child,
+            disk or SimulatedDisk(),
+            member=member,
+            members=founders,
+            network=self.network,
+            clock=self.clock,
+        )
+        self.members[member] = made
+        return made
+
+    def __getitem__(self, member: int) -> RaftUnderTest:
+        return self.members[member]
+
+    def settle(self) -> None:
+        """Until nothing is on its way and every disk is done."""
+        for _ in range(1000):
+            moved = self.network.deliver()
+            for member in self.members.values():
+                moved = member.disk_thread.finish() or moved
+            if not moved:
+                return
+        raise AssertionError("the members never come to rest")
+
+    def tick(self, times: int = 1, *, stalled: int = 0) -> None:
+        """Heartbeat intervals pass; each apply, but that of `stalled`, executes what it gets."""
+        for _ in range(times):
+            self.clock.now_s += 0.1
+            for name, member in self.members.items():
+                if name != stalled:
+                    member.tell(Kind.PROGRESS, PROGRESS.pack(member.wal.last_index))
+                member.driver.tick()
+            self.settle()
+
+    def elect(self, member: int) -> RaftUnderTest:
+        """Makes `member` the leader."""
+        for _ in range(100):
+            if self.leader() != 0:
+                break
+            self.tick()
+        if self.leader() != member:
+            self.ask(self.leader(), Op.MOVE_LEADER, MoveLeaderRequest(targetID=member))
+            self.settle()
+        assert self.leader() == member
+        self.tick()
+        for each in self.members.values():
+            each.links.sent.clear()
+        return self.members[member]
+
+    def leader(self) -> int:
+        """Whom all that can be heard follow; 0."""
+        leaders = {each.driver.state()["leader"] for name, each in self.members.items() if name not in self.network.cut}
+        return leaders.pop() if len(leaders) == 1 else 0
+
+    def ask(self, member: int, op: Op, body: MemberChange | MoveLeaderRequest, sequence: int = 77) -> None:
+        record = pack_record(op, body.SerializeToString())
+        change = pack_batch(FRONT, member, INCARNATION, sequence, [record])
+        self[member].propose(unpack(pack(FRONT, Kind.CHANGES, 0, change)))
+
+    def close(self) -> None:
+        for member in self.members.values():
+            member.stop()
+        self.child.lifeline.close()
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[Group]:
+    made = Group(tmp_path)
+    yield made
+    made.close()
+
+
+def data(entries: list[tuple[int, int, int, bytes]]) -> list[bytes]:
+    return [data for _, _, type_, data in entries if data and type_ == EntryType.NORMAL]
+
+
+PUT = batch(PutRequest(key=b"k", value=b"\0"), origin=FRONT, first=1)
+
+
+def test_founders_elect_one_of_them_and_all_tell_their_apply(group: Group) -> None:
+    group.tick(30)
+    leader = group.leader()
+    assert leader in MEMBERS
+    for member in group.members.values():
+        term, lead, catch_up_to, solo = member.leadership()[-1]
+        assert (lead, solo) == (leader, False)
+        founding, first = member.entries()
+        assert founding[:3] == (1, 1, EntryType.FOUNDING)
+        assert first == (2, term, EntryType.NORMAL, b"")
+        assert catch_up_to == 2, "what the quorum had committed when it was asked"
+
+
+def test_an_entry_is_given_to_apply_where_it_is_on_disk_once_a_majority_has_it(group: Group) -> None:
+    """Invariant 1."""
+    leader = group.elect(A)
+    leader.propose(proposal())
+    assert leader.entries() == []
+    leader.disk_thread.finish()
+    assert leader.entries() == [], "on one of three disks"
+    group.network.deliver()
+    assert group[B].entries() == []
+    group[B].disk_thread.finish()
+    group.network.deliver()
+    assert data(leader.entries()) == [PUT], "on two of three"
+    group.network.deliver()
+    assert data(group[B].entries()) == [PUT]
+    assert group[C].entries() == [], "committed, but not on its own disk"
+    group.settle()
+    assert data(group[C].entries()) == [PUT]
+
+
+def test_what_comes_while_the_disk_is_busy_becomes_one_entry(group: Group) -> None:
+    leader = group.elect(A)
+    leader.propose(proposal(first=1))
+    leader.propose(proposal(first=2))
+    leader.propose(proposal(first=3))
+    group.settle()
+    assert [len(each) for each in data(leader.entries())] == [len(PUT), 2 * len(PUT)]
+
+
+def test_a_follower_s_proposals_go_by_way_of_the_leader_and_each_once(group: Group) -> None:
+    group.elect(A)
+    group[B].propose(proposal(first=1), proposal(first=2))
+    group.settle()
+    for member in MEMBERS:
+        assert b"".join(data(group[member].entries())) == PUT + batch(
+            PutRequest(key=b"k", value=b"\0"), origin=FRONT, first=2
+        )
+
+
+def test_without_a_leader_proposals_wait_and_go_to_the_next_one_once(group: Group) -> None:
+    group.elect(A)
+    group.network.cut = {A}
+    group.tick(25)
+    assert group[B].driver.state()["leader"] in (B, C)
+    group.network.cut = {A, B, C}
+    group.tick(45)
+    assert group[B].driver.state()["leader"] == 0
+    group[B].propose(proposal())
+    group.network.cut = set()
+    group.tick(40)
+    assert group.leader()
+    assert sum(map(len, data(group[C].entries()))) == len(PUT)
+
+
+def test_proposals_that_waited_longer_than_the_request_timeout_are_not_proposed(group: Group) -> None:
+    group.elect(A)
+    group.network.cut = {A, B, C}
+    group.tick(25)
+    group[B].propose(proposal())
+    group.clock.now_s += 8
+    group.network.cut = set()
+    group.tick(40)
+    assert group.leader()
+    assert data(group[B].entries()) == []
+
+
+def test_too_much_that_waits_is_refused(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.raft.proposals.MAX_HELD_BYTES", 100)
+    group.network.cut = {A, B, C}
+    group[B].propose(proposal(200))
+    group[B].propose(proposal(200, first=5, count=2))
+    code, text = errors.REQUEST_TOO_MANY_REQUESTS
+    assert group[B].refusals() == [(5, code, text.encode()), (6, code, text.encode())]
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_a_read_index_is_answered_on_every_member_after_a_quorum_confirmed_the_leader(
+    group: Group, member: int
+) -> None:
+    group.elect(A).propose(proposal())
+    group.settle()
+    asking = group[member]
+    asking.tell(Kind.READ_ASK, READ_ASK.pack(5))
+    assert not asking.links.take(Process.APPLY, Kind.READ_INDEX)
+    group.settle()
+    (answer,) = asking.links.take(Process.APPLY, Kind.READ_INDEX)
+    assert READ_INDEX.unpack_from(answer, HEADER_BYTES) == (5, group[A].wal.last_index)
+
+
+def test_a_leader_cut_off_answers_no_read(group: Group) -> None:
+    leader = group.elect(A)
+    group.network.cut = {A}
+    leader.tell(Kind.READ_ASK, READ_ASK.pack(5))
+    group.tick(30)
+    assert not leader.links.take(Process.APPLY, Kind.READ_INDEX)
+    assert leader.driver.state()["leader"] == 0, "and it stepped down, for want of a quorum"
+
+
+def test_leadership_holds_for_less_than_an_election_timeout_after_a_quorum_was_asked(group: Group) -> None:
+    leader = group.elect(A)
+    group.tick()
+    (told,) = leader.links.take(Process.APPLY, Kind.LEADING)
+    term, until = LEADING.unpack_from(told, HEADER_BYTES)
+    assert term == leader.driver.state()["term"]
+    assert until == pytest.approx(group.clock.now_s + 0.8)
+    group.network.cut = {A}
+    group.tick(3)
+    assert not leader.links.take(Process.APPLY, Kind.LEADING)
+    assert not group[B].links.take(Process.APPLY, Kind.LEADING)
+
+
+def test_a_leader_whose_apply_stands_still_hands_leadership_on(group: Group) -> None:
+    leader = group.elect(A)
+    leader.propose(proposal())
+    group.settle()
+    group.tick(15, stalled=A)
+    assert group.leader() in (B, C)
+
+
+def forwards(member: int, payload: bytes) -> Frame:
+    return unpack(pack(FRONT, Kind.FORWARDS, 0, FORWARD.pack(member, INCARNATION, FRONT) + payload))
+
+
+def test_questions_to_the_leader_s_apply_and_their_answers_travel_between_the_members(group: Group) -> None:
+    group.elect(A)
+    group[B].propose(forwards(B, b"questions"))
+    group.settle()
+    (asked,) = group[A].links.take(Process.APPLY, Kind.FORWARDS)
+    assert asked[HEADER_BYTES:] == FORWARD.pack(B, INCARNATION, FRONT) + b"questions"
+    answer = FORWARD.pack(B, INCARNATION, FRONT) + b"answers"
+    group[A].propose(unpack(pack(Process.APPLY, Kind.FORWARD_REPLIES, 0, answer)))
+    group.settle()
+    (answered,) = group[B].links.take(FRONT, Kind.REPLIES)
+    assert answered[HEADER_BYTES:] == b"answers"
+    of_another_generation = FORWARD.pack(B, INCARNATION + 1, FRONT) + b"answers"
+    group[A].propose(unpack(pack(Process.APPLY, Kind.FORWARD_REPLIES, 0, of_another_generation)))
+    group.settle()
+    assert not group[B].links.take(FRONT, Kind.REPLIES)
+
+
+def test_a_move_of_the_leader_is_answered_when_the_other_leads(group: Group) -> None:
+    leader = group.elect(A)
+    group.ask(A, Op.MOVE_LEADER, MoveLeaderRequest(targetID=C))
+    assert leader.refusals() == []
+    group.settle()
+    assert group.leader() == C
+    assert leader.refusals() == [(77, 0, b"")]
+    group.ask(A, Op.MOVE_LEADER, MoveLeaderRequest(targetID=C))
+    assert [code for _, code, _ in leader.refusals()] == [errors.NOT_LEADER.code]
+
+
+def test_a_move_to_a_member_that_is_gone_fails_after_an_election_timeout(group: Group) -> None:
+    leader = group.elect(A)
+    group.network.cut = {C}
+    group.ask(A, Op.MOVE_LEADER, MoveLeaderRequest(targetID=C))
+    leader.propose(proposal())
+    group.tick(12)
+    status = errors.TIMEOUT_LEADER_TRANSFER
+    assert leader.refusals() == [(77, status.code, status.message.encode())]
+    assert sum(map(len, data(leader.entries()))) == len(PUT), "what came meanwhile waited"
+
+
+def test_a_removed_leader_hands_on_tells_the_others_and_ends(group: Group) -> None:
+    leader = group.elect(A)
+    for member in MEMBERS:
+        group[member].driver.membership.learn(Membership.restore(founded(*MEMBERS).state()).state())
+    group.clock.now_s += 10
+    group.ask(B, Op.MEMBER_REMOVE, MemberChange(ID=A))
+    group.settle()
+    assert group[B].refusals() == []
+    group.tick(2)
+    assert leader.ended == []
+    group.tick(12)
+    assert leader.ended, "a second after it gave its removal to apply"
+    assert "permanently removed" in leader.ended[0]
+    assert group[B].driver.state()["leader"] in (B, C)
+    assert A in group[B].wire.removed
+    assert set(group[B].wire.members) == {C}
+
+
+def test_a_sole_voter_gives_its_grant_back_before_another_member_can_vote(tmp_path: Path) -> None:
+    child = child_context(tmp_path, Role.RAFT, "--strict-reconfig-check=false")
+    alone = RaftUnderTest(child, SimulatedDisk(), member=A, members=(A,)).start()
+    assert alone.leadership()[-1][3], "it answers reads by itself"
+    alone.entries()
+    change = MemberChange(ID=D, peerURLs=[url(D)])
+    record = pack_record(Op.MEMBER_ADD, change.SerializeToString())
+    alone.propose(unpack(pack(FRONT, Kind.CHANGES, 0, pack_batch(FRONT, A, INCARNATION, 1, [record]))))
+    assert alone.entries() == []
+    assert not alone.leadership()[-1][3]
+    alone.tell(Kind.GRANT_RETURNED, b"")
+    (entry,) = alone.entries()
+    assert entry[2] == EntryType.CONF_CHANGE
+    assert alone.leadership() == []
+    assert set(alone.wire.members) == {D}
+    alone.propose(proposal())
+    alone.disk_thread.finish()
+    assert alone.entries() == [], "two of two must have it now"
+    alone.stop()
+    child.lifeline.close()
+
+
+def test_a_change_that_every_member_refuses_gives_the_grant_again(tmp_path: Path) -> None:
+    child = child_context(tmp_path, Role.RAFT, "--strict-reconfig-check=false")
+    alone = RaftUnderTest(child, SimulatedDisk(), member=A, members=(A,)).start()
+    record = pack_record(Op.MEMBER_UPDATE, Member(ID=D, peerURLs=[url(D)]).SerializeToString())
+    alone.propose(unpack(pack(FRONT, Kind.CHANGES, 0, pack_batch(FRONT, A, INCARNATION, 1, [record]))))
+    alone.tell(Kind.GRANT_RETURNED, b"")
+    assert alone.leadership()[-1][3]
+    alone.stop()
+    child.lifeline.close()
+
+
+def test_force_new_cluster_drops_the_others_and_keeps_the_data(group: Group, tmp_path: Path) -> None:
+    group.elect(A)
+    group[B].propose(proposal())
+    group.settle()
+    group[B].stop()
+    child = child_context(tmp_path / "forced", Role.RAFT, "--force-new-cluster")
+    last = group[B].wal.last_index
+    forced = RaftUnderTest(child, group[B].disk.killed(), member=B, members=())
+    forced.start()
+    entries = forced.entries()
+    assert sum(map(len, data(entries))) == len(PUT)
+    assert [type_ for _, _, type_, _ in entries[last:]][:2] == [EntryType.CONF_CHANGE] * 2
+    assert forced.leadership()[-1][1] == B
+    assert forced.leadership() == [] and forced.wire.members == {}
+    forced.propose(proposal(first=9))
+    assert forced.entries()
+    forced.stop()
+    again = RaftUnderTest(child, forced.disk.killed(), member=B, members=()).start()
+    written = again.wal.last_index
+    assert written == forced.wal.last_index + 1, "only the new term's empty entry"
+    again.stop()
+    del group.members[B]
+    child.lifeline.close()
