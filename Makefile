@@ -40,8 +40,8 @@ proto: $(VENV)/installed-test  ## regenerate kvorum/pb from proto/
 bench: $(VENV)/installed-test  ## ours against etcd, side by side
 	$(BIN)/python -m loadtest.bench $(ARGS)
 
-crash: $(VENV)/installed-test  ## the long round of kills: ROUNDS=25 by default
-	KVORUM_CRASH_ROUNDS=$(or $(ROUNDS),25) $(BIN)/python -m pytest tests/crash -s $(ARGS)
+crash: $(VENV)/installed-test  ## the long round of faults: kills of one member (ROUNDS=25), a cluster (CLUSTER_SECONDS=300)
+	KVORUM_CRASH_ROUNDS=$(or $(ROUNDS),25) KVORUM_CLUSTER_SECONDS=$(or $(CLUSTER_SECONDS),300) $(BIN)/python -m pytest tests/crash -s $(ARGS)
 
 clean:  ## the environment and all caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

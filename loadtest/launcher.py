@@ -38,8 +38,11 @@ class Kind(Enum):
     REFERENCE = "reference"
 
 
-# Flags are named as in version 3.7; these had other names in 3.5.
-_REFERENCE_FLAGS = {"watch-progress-notify-interval": "experimental-watch-progress-notify-interval"}
+# Flags are named as in version 3.7; these had other names in 3.5, or were not there (None).
+_REFERENCE_FLAGS = {
+    "watch-progress-notify-interval": "experimental-watch-progress-notify-interval",
+    "snapshot-catchup-entries": None,
+}
 
 
 def reference_tool(name: str) -> Path:
@@ -139,7 +142,8 @@ class Server:
             program = [sys.executable, "-m", "node"]
         else:
             program = [str(reference_tool("etcd"))]
-            flags = {_REFERENCE_FLAGS.get(name, name): value for name, value in flags.items()}
+            renamed = {_REFERENCE_FLAGS.get(name, name): value for name, value in flags.items()}
+            flags = {name: value for name, value in renamed.items() if name is not None}
         return program + [f"--{name}={value}" for name, value in flags.items()]
 
     def launch(self) -> None:

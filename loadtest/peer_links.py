@@ -44,17 +44,19 @@ def holds_socket(root: int, inode: int) -> bool:
 class _End(asyncio.Protocol):
     """One end of a relayed connection: what comes in here goes out at the other end."""
 
-    def __init__(self, made: "Callable[[_End], None] | None" = None) -> None:
+    def __init__(self, alive: "set[_End]", made: "Callable[[_End], None] | None" = None) -> None:
         self.transport: asyncio.Transport | None = None
         self.other: _End | None = None
         self.blocked = False
         self.full = False  # more waits to go out here than the transport wants to hold
         self.lost = asyncio.Event()
+        self._alive = alive
         self._made = made
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
+        self._alive.add(self)
         if self._made is not None:
             transport.pause_reading()
             self._made(self)
@@ -65,6 +67,7 @@ class _End(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.lost.set()
+        self._alive.discard(self)
         if self.other is not None and self.other.transport is not None:
             self.other.transport.close()
 
@@ -97,6 +100,7 @@ class PeerLinks:
         self._root_of = root_of
         self._loop = asyncio.new_event_loop()
         self._servers: dict[str, asyncio.Server] = {}
+        self._alive: set[_End] = set()
         self._open: dict[Link, set[_End]] = {}  # by (who dialled, whom): the dialling ends
         self._blocked: set[Link] = set()
         self._changed = asyncio.Event()
@@ -110,7 +114,7 @@ class PeerLinks:
 
         async def serve() -> None:
             def accept() -> _End:
-                return _End(lambda end: self._spawn(self._relay(end, name, port, target_port)))
+                return _End(self._alive, lambda end: self._spawn(self._relay(end, name, port, target_port)))
 
             self._servers[name] = await self._loop.create_server(accept, "127.0.0.1", port)
 
@@ -152,16 +156,13 @@ class PeerLinks:
                 server.close()
             for task in self._tasks:
                 task.cancel()
-            for ends in self._open.values():
-                for one in ends:
-                    for side in (one, one.other):
-                        if side is not None and side.transport is not None:
-                            side.transport.abort()
-            # the loop's own too: what it has accepted and not yet handed over is still a socket to close
-            rest = asyncio.all_tasks() - {asyncio.current_task()}
-            await asyncio.gather(*rest, return_exceptions=True)
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-            await asyncio.sleep(0)  # the aborted transports tell so in the next turn
+            # the loop's own tasks too: what it has accepted and not yet handed over is still a socket to close
+            await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
+            for one in self._alive:
+                assert one.transport is not None
+                one.transport.abort()
+            while self._alive:
+                await asyncio.sleep(0)
 
         self._run(end())
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -215,7 +216,7 @@ class PeerLinks:
         try:
             while {(source, target), (target, source)} & self._blocked:  # a handshake takes both directions
                 await self._changed.wait()
-            other = _End()
+            other = _End(self._alive)
             other.other = end
             try:
                 await self._loop.create_connection(lambda: other, "127.0.0.1", target_port)

@@ -190,7 +190,7 @@ class Api:
 
     @contextlib.contextmanager
     def watch_unread(
-        self, requests: Sequence[WatchRequest], *, wait_for_ready: bool = False
+        self, requests: Sequence[WatchRequest], *, wait_for_ready: bool = False, timeout_s: float | None = None
     ) -> Iterator[Iterator[WatchResponse]]:
         """A Watch stream whose replies nobody reads from the socket before the caller asks for the next."""
         path = "/etcdserverpb.Watch/Watch"
@@ -198,7 +198,7 @@ class Api:
         for request in requests:
             pending.put(request)
         method = self._channel.stream_stream(path, _serialize, WatchResponse.FromString)
-        call = method(iter(pending.get, None), wait_for_ready=wait_for_ready)
+        call = method(iter(pending.get, None), wait_for_ready=wait_for_ready, timeout=timeout_s)
         try:
             yield call
         finally:

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kvorum.errors import ApiError
-from kvorum.pb.rpc_pb2 import RangeRequest, WatchCreateRequest, WatchRequest
+from kvorum.pb.rpc_pb2 import RangeRequest
 from loadtest import processes
 from loadtest.launcher import Kind, Server, wait_until
 from tests.calls import Api
-from tests.crash.history import Event, check
-from tests.crash.workload import END, MARK, PREFIX, Workload
+from tests.crash.clients import PREFIX, Clients, Lives
+from tests.crash.verify import verify
 from tests.servers import SUBJECT, start
 
 ROUNDS = int(os.environ.get("KVORUM_CRASH_ROUNDS", "5"))
@@ -76,52 +76,29 @@ def crash(server: Server, choose: random.Random) -> str:
     return what
 
 
-def whole_history(server: Server, last: int) -> list[Event]:
-    """Every event from the first revision on, by a watcher that has seen no crash."""
-    found: list[Event] = []
-    create = WatchCreateRequest(key=PREFIX, range_end=END, start_revision=1)
-    with Api(server.address) as api, api.watch_unread([WatchRequest(create_request=create)]) as replies:
-        for reply in replies:
-            assert not reply.canceled, reply
-            found += [Event(event.kv.mod_revision, event.kv.key, event.kv.value) for event in reply.events]
-            if found and found[-1].revision >= last:
-                return found
-    raise AssertionError(f"the stream ended at {found[-1:]}")
+def clients_of(server: Server, workers: int = 5, watchers: int = 3) -> Clients:
+    """At full speed. A sole voter never goes back, not even over a crash."""
+    return Clients([server.address], SEED, Lives(1, lasting=True), workers=workers, watchers=watchers)
 
 
-def verify(server: Server, workload: Workload) -> None:
-    """All that the clients saw against the history that the member has in the end."""
-    last = workload.writes[-1][0].revision
-    assert last is not None
-    history = whole_history(server, last)
-    assert history[-1].key == MARK
-    problems = check(
-        history,
-        [write for writes in workload.writes for write in writes],
-        [read for reads in workload.reads for read in reads],
-        workload.watched,
-    )
-    assert not problems, "\n".join([f"{len(problems)} problems", *problems[:10]])
-
-
-def under_load(server: Server, workload: Workload, choose: random.Random) -> None:
+def under_load(clients: Clients, choose: random.Random) -> None:
     """Returns after some more acknowledged writes: the moment of the next crash."""
-    target = workload.acknowledged + choose.randrange(20, 400)
-    wait_until(lambda: workload.acknowledged >= target, f"{target} acknowledged writes", RECOVERY_S)
+    target = clients.acknowledged + choose.randrange(20, 400)
+    wait_until(lambda: clients.acknowledged >= target, f"{target} acknowledged writes", RECOVERY_S)
 
 
 def test_crashes_lose_and_repeat_nothing(server: Server) -> None:
     print(f"KVORUM_CRASH_SEED={SEED}")
     choose = random.Random(SEED)
-    workload = Workload(server.address, SEED)
+    clients = clients_of(server)
     try:
         for round_number in range(ROUNDS):
-            under_load(server, workload, choose)
-            print(f"round {round_number}: {crash(server, choose)}; {workload.acknowledged} acknowledged")
-        under_load(server, workload, choose)
+            under_load(clients, choose)
+            print(f"round {round_number}: {crash(server, choose)}; {clients.acknowledged} acknowledged")
+        under_load(clients, choose)
     finally:
-        workload.finish()
-    verify(server, workload)
+        last = clients.finish()
+    verify(clients, [server], last)
 
 
 def replaced(server: Server, before: list[int]) -> bool:
@@ -135,52 +112,52 @@ def test_every_child_is_replaced_after_a_kill() -> None:
         roles = len(processes.children(server.pid))
         if SUBJECT is Kind.KVORUM:
             assert roles >= 2
-        workload = Workload(server.address, SEED)
+        clients = clients_of(server)
         try:
             for role in range(roles):
-                under_load(server, workload, random.Random(role))
+                under_load(clients, random.Random(role))
                 before = processes.children(server.pid)
                 os.kill(before[role], signal.SIGKILL)
                 wait_until(functools.partial(replaced, server, before), "a new generation", RECOVERY_S)
                 wait_until(lambda: serves(server), "service again", RECOVERY_S)
         finally:
-            workload.finish()
-        verify(server, workload)
+            last = clients.finish()
+        verify(clients, [server], last)
 
 
 def test_a_stopped_child_is_noticed_and_replaced() -> None:
     with start(Kind.KVORUM) as server:
-        workload = Workload(server.address, SEED, writers=1, readers=1, watchers=1)
+        clients = clients_of(server, workers=1, watchers=1)
         try:
-            under_load(server, workload, random.Random(SEED))
+            under_load(clients, random.Random(SEED))
             children = processes.children(server.pid)
             if children:  # the reference, in kvorum's place, has none
                 victim = random.Random(SEED).choice(children)
                 os.kill(victim, signal.SIGSTOP)
                 wait_until(lambda: not processes.alive(victim), "the stopped process to be ended", RECOVERY_S)
                 wait_until(lambda: serves(server), "service again", RECOVERY_S)
-            under_load(server, workload, random.Random(SEED))
+            under_load(clients, random.Random(SEED))
         finally:
-            workload.finish()
-        verify(server, workload)
+            last = clients.finish()
+        verify(clients, [server], last)
 
 
 def test_a_graceful_restart_is_as_clean(server: Server) -> None:
     choose = random.Random(SEED)
-    workload = Workload(server.address, SEED)
+    clients = clients_of(server)
     try:
         for _ in range(2):
-            under_load(server, workload, choose)
+            under_load(clients, choose)
             server.restart()
     finally:
-        workload.finish()
-    verify(server, workload)
+        last = clients.finish()
+    verify(clients, [server], last)
 
 
 def test_what_is_on_disk_survives_a_crash_without_load(server: Server) -> None:
-    workload = Workload(server.address, SEED)
-    under_load(server, workload, random.Random(SEED))
-    workload.finish()
+    clients = clients_of(server)
+    under_load(clients, random.Random(SEED))
+    last = clients.finish()
     server.kill()
     server.start()
-    verify(server, workload)
+    verify(clients, [server], last)
