@@ -21,8 +21,10 @@ READY_BACK_OFF_S: Final = 0.2
 
 LIVED_LONG_S: Final = 10.0
 
-FIRST_WORD_LIMIT_S: Final = 10.0
-"""What a child may take to load its program before it says anything, where silence is limited to less."""
+FIRST_WORD_LIMIT_S: Final = 30.0
+"""What a child may take to load its program before it says anything. Several members that start at once on a busy
+machine of two cores have been seen to take 10 s; to kill and start them again makes it worse.
+"""
 
 
 class State(Enum):
