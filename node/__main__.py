@@ -10,8 +10,10 @@ from typing import Final, NoReturn
 
 from kvorum import API_VERSION, __version__
 from node import bootstrap, datadir, listeners
+from node.bootstrap import Outside
 from node.config import Config
 from node.datadir import DataDirError
+from node.first_start import Members
 from node.flags import Exit, parse
 from node.flags.checks import StartFailed, cluster_text
 from node.flags.notes import Note
@@ -77,7 +79,7 @@ def _run_member(
         _provide_certificates(config, log)
         bound = listeners.bind(listeners.wanted(config), config.socket_reuse_port)
         try:
-            identity = bootstrap.identify(config, partial(_ask, config, log), Resolver(log), log)
+            identity = bootstrap.identify(config, _outside(config, log), log)
             listeners.listen(bound)
             _log_start(config, identity, log)
             on_ready = partial(notify_ready, environ, log)
@@ -89,6 +91,25 @@ def _run_member(
     if ending.error:
         log.fatal("the member could not be started", error=ending.error)
     return ending
+
+
+def _outside(config: Config, log: Logger) -> Outside:
+    return Outside(partial(_ask, config, log), Resolver(log), partial(_discover, config, log))
+
+
+def _discover(config: Config, log: Logger) -> Members:
+    from node.discovery_srv import discover
+    from node.dns_services import srv_records
+
+    return discover(
+        config.name,
+        config.discovery_srv,
+        config.discovery_srv_name,
+        config.initial_advertise_peer_urls,
+        srv_records,
+        Resolver(log, patience_s=0.0),
+        log,
+    )
 
 
 def _ask(config: Config, log: Logger, urls: Sequence[str], timeout_s: float) -> RemoteCluster | None:

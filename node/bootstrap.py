@@ -4,11 +4,12 @@ Decided once. From then on only the data directory counts, and the flags about i
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from node import datadir, first_start
 from node.config import ClusterState, Config
 from node.datadir import DataDirError
+from node.first_start import Members
 from node.flags.checks import StartFailed
 from node.identity import Identity, read_identity, write_identity
 from node.log import Logger
@@ -21,11 +22,18 @@ FOUNDER_PATIENCE_S: Final = 1.0
 JOINER_PATIENCE_S: Final = 10.0
 """For each member that is asked which cluster is to be joined: the first that answers is enough."""
 
-Ask = Callable[[Sequence[str], float], RemoteCluster | None]
-"""Ask the members on these peer URLs, one after the other, each for so many seconds (`remote_cluster.ask`)."""
+
+class Outside(NamedTuple):
+    """What the start of a member asks of other machines."""
+
+    ask: Callable[[Sequence[str], float], RemoteCluster | None]
+    """The members on these peer URLs, one after the other, each for so many seconds (`remote_http.ask`)."""
+    resolve: Resolve
+    discover: Callable[[], Members]
+    """The first members by SRV records; raises StartFailed."""
 
 
-def identify(config: Config, ask: Ask, resolve: Resolve, log: Logger) -> Identity:
+def identify(config: Config, outside: Outside, log: Logger) -> Identity:
     """Who the member is: as its data directory says, else as the flags make it, which is then written there.
 
     Raises StartFailed and DataDirError.
@@ -40,27 +48,29 @@ def identify(config: Config, ask: Ask, resolve: Resolve, log: Logger) -> Identit
                 f"data directory {config.data_dir} holds no identity, but there is data ({config.wal_path}, "
                 f"{config.db_path}): it is another program's or another member's, or a part of it is missing"
             )
-        identity = _first_identity(config, ask, resolve, log)
+        identity = _first_identity(config, outside, log)
         if identity.founder:
-            _check_not_founded(identity, ask)
+            _check_not_founded(identity, outside)
         write_identity(config.data_dir, identity)
     elif identity.founder and not has_log:  # it ended before its log began, or the log was taken away
-        _check_not_founded(identity, ask)
+        _check_not_founded(identity, outside)
     return identity
 
 
-def _first_identity(config: Config, ask: Ask, resolve: Resolve, log: Logger) -> Identity:
-    name, cluster, token = config.name, dict(config.initial_cluster), config.initial_cluster_token
+def _first_identity(config: Config, outside: Outside, log: Logger) -> Identity:
+    name, token = config.name, config.initial_cluster_token
+    cluster = outside.discover() if config.discovery_srv else dict(config.initial_cluster)
     if config.initial_cluster_state is ClusterState.NEW:
-        first_start.check_founder(name, cluster, config.initial_advertise_peer_urls, resolve)
+        first_start.check_founder(name, cluster, config.initial_advertise_peer_urls, outside.resolve)
         return first_start.founder(name, cluster, token)
     first_start.check_joiner(name, cluster)
-    remote = ask(sorted(str(url) for other in cluster if other != name for url in cluster[other]), JOINER_PATIENCE_S)
+    others = sorted(str(url) for other in cluster if other != name for url in cluster[other])
+    remote = outside.ask(others, JOINER_PATIENCE_S)
     if remote is None:
         raise StartFailed(
             "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs"
         )
-    identity = first_start.joined(name, cluster, token, config.max_learners, remote, resolve)
+    identity = first_start.joined(name, cluster, token, config.max_learners, remote, outside.resolve)
     if remote.incompatible:
         log.warn("the running cluster cannot be joined", reason=remote.incompatible)
         raise StartFailed("incompatible with current running cluster")
@@ -73,8 +83,8 @@ def _first_identity(config: Config, ask: Ask, resolve: Resolve, log: Logger) -> 
     return identity
 
 
-def _check_not_founded(identity: Identity, ask: Ask) -> None:
+def _check_not_founded(identity: Identity, outside: Outside) -> None:
     others = sorted(url for member in identity.members if member.id != identity.member_id for url in member.peer_urls)
-    remote = ask(others, FOUNDER_PATIENCE_S)
+    remote = outside.ask(others, FOUNDER_PATIENCE_S)
     if remote is not None:
         first_start.check_not_founded(identity, remote)

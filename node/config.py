@@ -119,6 +119,10 @@ class Config:
     initial_advertise_peer_urls: tuple[Url, ...]
 
     initial_cluster: tuple[tuple[str, tuple[Url, ...]], ...]
+    """Peer URLs by name; () when the members are found by `discovery_srv`."""
+    discovery_srv: str
+    """A DNS domain whose SRV records list the first members; "" is none."""
+    discovery_srv_name: str
     initial_cluster_token: str
     initial_cluster_state: ClusterState
     force_new_cluster: bool

@@ -9,26 +9,28 @@ from node.log import Logger
 from node.peer_urls import ResolveFailed
 
 PATIENCE_S: Final = 30.0
-"""For all names together, counted from the first that is asked for."""
+"""By default, for all names together, counted from the first that is asked for."""
 
 RETRY_S: Final = 1.0
 
 
 class Resolver:
-    """A function from a host's name to its address, IPv4 if it has one; asks once for each name.
+    """A function from a host's name to its address, IPv4 if it has one; asks once for each name that has one.
 
-    The arguments after `log` are for tests.
+    The arguments after `patience_s` are for tests.
     """
 
     def __init__(
         self,
         log: Logger,
+        patience_s: float = PATIENCE_S,
         lookup: Callable[[str], list[str]] | None = None,
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._log = log
         self._lookup = lookup or _lookup
+        self._patience_s = patience_s
         self._now = now
         self._sleep = sleep
         self._addresses: dict[str, str] = {}
@@ -37,7 +39,7 @@ class Resolver:
     def __call__(self, host: str) -> str:
         """Raises ResolveFailed when patience is at its end."""
         if self._until_s is None:
-            self._until_s = self._now() + PATIENCE_S
+            self._until_s = self._now() + self._patience_s
         while host not in self._addresses:
             try:
                 addresses = self._lookup(host)

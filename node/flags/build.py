@@ -150,6 +150,7 @@ def build_config(values: Values, log: LogSettings) -> tuple[Config, list[Note]]:
         cipher_suites=ciphers,
     )
     initial_cluster = values.text("initial-cluster")
+    discovery_srv = values.text("discovery-srv")
     cluster = checks.read_initial_cluster(initial_cluster) if initial_cluster else {name: advertise_peers}
     quota = values.number("quota-backend-bytes")
     config = Config(
@@ -163,7 +164,9 @@ def build_config(values: Values, log: LogSettings) -> tuple[Config, list[Note]]:
         listen_peer_urls=peers,
         advertise_client_urls=advertise_clients,
         initial_advertise_peer_urls=advertise_peers,
-        initial_cluster=tuple(cluster.items()),
+        initial_cluster=() if discovery_srv else tuple(cluster.items()),
+        discovery_srv=discovery_srv,
+        discovery_srv_name=values.text("discovery-srv-name"),
         initial_cluster_token=values.text("initial-cluster-token"),
         initial_cluster_state=ClusterState(state),
         force_new_cluster=values.switch("force-new-cluster"),

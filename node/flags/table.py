@@ -127,8 +127,8 @@ CLUSTERING: Final = (
     Flag("discovery-cacert", S, "", NOT_YET, "Discovery: file of the authority's certificate."),
     Flag("discovery-user", S, "", NOT_YET, "Discovery: user:password."),
     Flag("discovery-password", S, "", NOT_YET, "Discovery: password."),
-    Flag("discovery-srv", S, "", NOT_YET, "DNS domain whose SRV records name the first members."),
-    Flag("discovery-srv-name", S, "", NOT_YET, "Suffix of the service's name in those records."),
+    Flag("discovery-srv", S, "", YES, "DNS domain whose SRV records name the first members."),
+    Flag("discovery-srv-name", S, "", YES, "Suffix of the service's name in those records."),
     Flag("discovery-fallback", S, "exit", NOT_YET, "What happens when discovery fails: exit.", choices=("exit",)),
 )
 

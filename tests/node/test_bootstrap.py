@@ -7,14 +7,14 @@ from pathlib import Path
 import orjson
 import pytest
 
-from node.bootstrap import FOUNDER_PATIENCE_S, JOINER_PATIENCE_S, identify
+from node.bootstrap import FOUNDER_PATIENCE_S, JOINER_PATIENCE_S, Outside, identify
 from node.datadir import DataDirError, prepare
 from node.first_start import founder
 from node.flags.checks import StartFailed
 from node.identity import Identity, read_identity
 from node.log import Level, LogFormat, Logger
 from node.remote_cluster import RemoteCluster, RemoteMember
-from node.urls import parse_urls
+from node.urls import Url, parse_urls
 from tests.node.flags.parsed import config
 
 URLS = {"a": "http://a:1", "b": "http://b:1", "c": "http://c:1"}
@@ -48,7 +48,7 @@ class Place:
         self.asked.clear()
         self.lines.clear()
         parsed = config("--name=a", f"--data-dir={self.data_dir}", *flags)
-        return identify(parsed, self._ask, self._resolve, self._log)
+        return identify(parsed, Outside(self._ask, self._resolve, self._discover), self._log)
 
     def refusal(self, *flags: str) -> str:
         with pytest.raises(StartFailed) as raised:
@@ -66,6 +66,9 @@ class Place:
         self.asked.append((list(urls), timeout_s))
         return self.remote
 
+    def _discover(self) -> dict[str, tuple[Url, ...]]:
+        return dict(config(*NEW).initial_cluster)
+
     def _resolve(self, host: str) -> str:
         raise AssertionError(f"{host} is resolved, and nothing needs it")
 
@@ -78,6 +81,10 @@ def place(tmp_path: Path) -> Place:
 class TestFounding:
     def test_all_founders_agree_and_each_asks_the_others_first(self, place: Place) -> None:
         assert place.start(*NEW) == FOUNDED == place.stored
+        assert place.asked == [(["http://b:1", "http://c:1"], FOUNDER_PATIENCE_S)]
+
+    def test_the_members_may_be_found_in_dns(self, place: Place) -> None:
+        assert place.start("--discovery-srv=example.com", NEW[1]) == FOUNDED
         assert place.asked == [(["http://b:1", "http://c:1"], FOUNDER_PATIENCE_S)]
 
     def test_a_member_alone_asks_nobody(self, place: Place) -> None:

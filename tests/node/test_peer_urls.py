@@ -62,7 +62,7 @@ class Names:
         self.asked: list[str] = []
         self.lines: list[dict[str, object]] = []
         log = Logger((lambda _level, line: self.lines.append(orjson.loads(line)),), Level.INFO, LogFormat.JSON)
-        self.resolver = Resolver(log, self._lookup, lambda: self.now_s, self._sleep)
+        self.resolver = Resolver(log, PATIENCE_S, self._lookup, lambda: self.now_s, self._sleep)
 
     def _lookup(self, host: str) -> list[str]:
         self.asked.append(host)
@@ -95,6 +95,13 @@ class TestResolver:
         with pytest.raises(ResolveFailed):
             names.resolver("b")
         assert names.asked.count("b") == 1
+
+    def test_without_patience_it_asks_once(self) -> None:
+        names = Names(["10.0.0.1"], failures=1)
+        names.resolver = Resolver(Logger((), Level.INFO, LogFormat.JSON), 0.0, names._lookup)
+        with pytest.raises(ResolveFailed):
+            names.resolver("a")
+        assert names.resolver("a") == "10.0.0.1"
 
     def test_the_systems_names(self) -> None:
         quiet = Logger((), Level.INFO, LogFormat.JSON)
