@@ -21,12 +21,11 @@ from node.apply import host, process, space
 from node.apply.compactor import MOST_ROWS, RETRY_S, Compactor
 from node.apply.figures import ApplyFigures
 from node.apply.flusher import FLUSH_REQUESTS, Flusher
-from node.apply.host import Job, ProcessHost
+from node.apply.host import Job
 from node.apply.mvcc.database import Cursor, Database
 from node.apply.outbox import Outbox
-from node.apply.process import Apply, split_replies
+from node.apply.process import split_replies
 from node.apply.progress import Progress
-from node.child import Role
 from node.frames import (
     APPLIED,
     CHECKPOINT,
@@ -41,57 +40,13 @@ from node.frames import (
     unpack,
 )
 from node.lifeline import Lifeline
-from node.link_zmq import Arrivals
-from node.requests import MORE, RECORD, REPLY, Op, batches
-from tests.apply.entries import MEMBER, Entry, batch, founding, frame, normal
+from node.requests import MORE, REPLY, Op
+from tests.apply.entries import MEMBER, batch, founding, normal
 from tests.apply.mvcc_store import StoreUnderTest
-from tests.apply.shell import FRONT, Clock, FakeLinks, Lines, answers, child_context, get, reads
+from tests.apply.shell import FRONT, Clock, FakeLinks, Lines, answers, get, reads
+from tests.apply.turns import ApplyUnderTest
 
 FULL = "IO error: No space left on device: While appending to file: 000009.sst"
-
-
-class ApplyUnderTest:
-    """An apply process whose turns the test makes."""
-
-    def __init__(self, directory: Path, *flags: str) -> None:
-        self.links = FakeLinks(Process.APPLY)
-        self.log = Lines()
-        self.child = child_context(directory, Role.APPLY, *flags)
-        config = self.child.config
-        host = ProcessHost(config.db_path, config.snap_path, self.child.lifeline, self.log.logger)
-        self.apply = Apply(self.child, self.links, self.log.logger, host)
-        self.sent_entries = 0
-
-    def turn(self, *data: Frame, control: tuple[Frame, ...] = ()) -> None:
-        self.apply.turn(Arrivals(list(control), list(data)))
-
-    def lead(self, term: int = 2) -> None:
-        leadership = LEADERSHIP.pack(term, MEMBER, 0, True)
-        control = (unpack(pack(Process.RAFT, Kind.LEADERSHIP, 0, leadership)),)
-        self.turn(self.entries(founding(), normal(term=term)), control=control)
-        assert self.links.take(FRONT, Kind.SERVING)
-
-    def entries(self, *entries: Entry) -> Frame:
-        first = self.sent_entries + 1
-        self.sent_entries += len(entries)
-        return unpack(frame(first, *entries))
-
-    def proposals(self) -> list[tuple[int, bytes]]:
-        """(op, body) of what it has proposed since the last call."""
-        found = []
-        for data in self.links.take(Process.RAFT, Kind.PROPOSALS):
-            for proposed in batches(data, HEADER_BYTES):
-                length, op, _, _ = RECORD.unpack_from(data, proposed.records_at)
-                at = proposed.records_at + RECORD.size
-                found.append((op, data[at : at + length]))
-        return found
-
-    def answered(self) -> list[tuple[int, int, bytes]]:
-        return answers(self.links.take(FRONT, Kind.REPLIES))
-
-    def close(self) -> None:
-        self.apply.close()
-        self.child.lifeline.close()
 
 
 @pytest.fixture

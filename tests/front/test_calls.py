@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kvorum import errors
+from kvorum.errors import Code, Status
 from node.frames import HEADER_BYTES, Kind, Process, pack
 from node.front import calls as module
 from node.front.calls import BATCH_BYTES, MAX_CHANGES, Calls
@@ -40,7 +41,9 @@ class Sink:
 
 
 class Harness:
-    def __init__(self, timeout_s: float = 7.0) -> None:
+    def __init__(
+        self, timeout_s: float = 7.0, late: Callable[[float], Status] = lambda _sent_at: errors.TIMEOUT
+    ) -> None:
         self.sent: list[tuple[int, int, bytes]] = []
         self.soon: list[Callable[[], None]] = []
         self.time = 0.0
@@ -53,6 +56,7 @@ class Harness:
             call_soon=lambda callback: self.soon.append(callback),
             now=lambda: self.time,
             timeout_s=timeout_s,
+            late=late,
         )
 
     def busy(self) -> None:
@@ -184,6 +188,60 @@ def test_p12_an_unanswered_call_times_out_and_its_late_answer_is_dropped() -> No
     h.calls.expire()
     assert h.sink.said[2:] == []
     assert h.calls.proposal_bytes == 0
+
+
+def test_p12_a_batch_that_raft_lost_times_out_though_later_ones_were_answered() -> None:
+    h = Harness(timeout_s=7.0)
+    for turn, bodies in enumerate(([b"lost", b"lost too"], [b"answered"], [b"overtaken"], [b"answered"])):
+        h.time = float(turn)
+        for body in bodies:
+            h.calls.propose(h.sink, turn, Op.PUT, body)
+        h.calls.flush()
+    h.answer((3, 0, b""), (5, 0, b""))
+    assert (h.calls.proposal_bytes, h.calls.oldest_proposal_s) == (0, 0.0)
+    h.answer((4, 0, b"in the end"))
+    h.sink.said.clear()
+    h.time = 7.0
+    h.calls.expire()
+    assert h.sink.said == []
+    h.time = 7.1
+    h.calls.expire()
+    assert h.sink.said == [("fail", 0, *errors.TIMEOUT)] * 2
+    h.time = 20.0
+    h.calls.expire()
+    assert (h.sink.said[2:], h.calls.waiting, h.calls.oldest_proposal_s) == ([], 0, None)
+
+
+def test_p12_why_a_request_is_late_depends_on_when_it_was_sent() -> None:
+    h = Harness(timeout_s=7.0, late=lambda sent_at: Status(Code.UNAVAILABLE, f"sent at {sent_at:g}"))
+    h.calls.propose(h.sink, 1, Op.PUT, b"")
+    h.turn()
+    h.time = 1.0
+    h.calls.propose(h.sink, 2, Op.COMPACT, b"")
+    h.calls.change(h.sink, 3, Op.MEMBER_ADD, b"")
+    h.calls.read(h.sink, 4, Op.TXN_READ, b"")
+    h.turn()
+    h.time = 20.0
+    h.calls.expire()
+    assert sorted(h.sink.said, key=str) == [
+        ("fail", 1, Code.UNAVAILABLE, "sent at 0"),
+        ("fail", 2, Code.UNAVAILABLE, "sent at 1"),
+        ("fail", 3, Code.UNAVAILABLE, "sent at 1"),
+        ("fail", 4, *errors.TIMEOUT),
+    ]
+
+
+def test_c7_an_executed_compaction_may_take_its_time() -> None:
+    h = Harness(timeout_s=7.0)
+    for token in (1, 2):
+        h.calls.propose(h.sink, token, Op.COMPACT, b"physical")
+        h.calls.flush()
+    h.answer((2, MORE, b""))
+    h.time = 20.0
+    h.calls.expire()
+    assert h.sink.said == [("fail", 1, *errors.TIMEOUT)]
+    h.answer((2, 0, b"gone"))
+    assert h.sink.said[1:] == [("reply", 2, b"gone")]
 
 
 def test_p16_a_stop_ends_what_waits() -> None:

@@ -12,16 +12,20 @@ from kvorum.pb.rpc_pb2 import (
     CompactionRequest,
     LeaseGrantRequest,
     LeaseKeepAliveRequest,
+    LeaseTimeToLiveRequest,
     MemberRemoveRequest,
     MoveLeaderRequest,
     PutRequest,
+    RangeRequest,
+    RequestOp,
+    TxnRequest,
 )
 from node.front import health, kv, lease, maintenance
 from node.front.calls import Calls
 from node.front.lease import MAX_PENDING_KEEP_ALIVES, KeepAliveStream
 from node.front.member import MAX_CLIENT_VERSIONS, Limits, Member, UnaryHandler
 from node.front.state import StateAsks
-from node.requests import RECORD, Op, batches
+from node.requests import LINEARIZABLE, READ, RECORD, Op, batches
 
 MEMBER, CLUSTER = 0x8E9E05C52164694D, 0xCDF818194E3A8C32
 
@@ -231,6 +235,134 @@ def test_a_slow_client_gets_its_answers_when_it_reads() -> None:
     stream.writable = True
     handler.on_writable()
     assert stream.sent == [b"answer"]
+
+
+class LeaderLost:
+    """A front, and its streams that want a leader, as their client said with `hasleader`."""
+
+    def __init__(self, wanted: str = "true") -> None:
+        self.front = Front()
+        self.head = Head({"hasleader": (wanted,)})
+
+    def end_leaderless(self) -> None:
+        for open_stream in list(self.front.member.leader_streams):
+            open_stream.stop(errors.NO_LEADER)
+
+
+def test_wp11_streams_that_want_a_leader_end_without_one() -> None:
+    world = LeaderLost()
+    alive, ranged = Stream(), Stream()
+    handler = lease.keep_alive(world.front.member)(alive, world.head)
+    kv.range_stream(world.front.member)(ranged, world.head)
+    world.end_leaderless()
+    assert alive.ended == ranged.ended == tuple(errors.NO_LEADER)
+    assert world.front.member.leader_streams == world.front.member.streams == {}
+    handler.on_message(PING)
+    handler.reply(0, b"late")
+    assert alive.sent == []
+
+
+@pytest.mark.parametrize("wanted", ["false", "True", ""])
+def test_wp12_wp13_other_streams_do_not(wanted: str) -> None:
+    world = LeaderLost(wanted)
+    stream = Stream()
+    lease.keep_alive(world.front.member)(stream, world.head)
+    world.end_leaderless()
+    assert stream.ended is None
+
+
+def test_streams_that_have_ended_are_forgotten() -> None:
+    world = LeaderLost()
+    member = world.front.member
+    half_closed, cut, ranged, ranged_cut = Stream(), Stream(), Stream(), Stream()
+    lease.keep_alive(member)(half_closed, world.head).on_half_close()
+    lease.keep_alive(member)(cut, world.head).on_cancel(None)
+    kv.range_stream(member)(ranged, world.head).on_half_close()
+    kv.range_stream(member)(ranged_cut, world.head).on_cancel(None)
+    assert member.leader_streams == member.streams == {}
+
+
+def test_wp10_a_stream_that_wants_a_leader_is_refused_without_one() -> None:
+    world = LeaderLost()
+    world.front.member.leader = 0
+    streams = [Stream(), Stream()]
+    lease.keep_alive(world.front.member)(streams[0], world.head)
+    ranged = kv.range_stream(world.front.member)(streams[1], world.head)
+    assert [stream.ended for stream in streams] == [tuple(errors.NO_LEADER)] * 2
+    ranged.on_message(RangeRequest(key=b"k").SerializeToString())
+    ranged.on_half_close()
+    assert world.front.sent == [] and world.front.member.leader_streams == {}
+
+
+# learners
+
+SERIALIZABLE = RangeRequest(key=b"k", serializable=True).SerializeToString()
+READ_ONLY = TxnRequest(success=[RequestOp(request_range=RangeRequest(key=b"k", serializable=True))]).SerializeToString()
+
+
+def test_m25_m26_what_a_learner_serves() -> None:
+    front = Front()
+    front.member.is_learner = True
+    front.member.leader = 0
+    refused = [tuple(errors.NOT_SUPPORTED_FOR_LEARNER)]
+    for path in front.unary:
+        if path in ("/etcdserverpb.Maintenance/Status", health.CHECK):
+            continue
+        assert front.call(path, b"", Head({"hasleader": ("true",)})) == refused, f"P1: {path}"
+    assert front.call("/etcdserverpb.KV/Txn", READ_ONLY) == refused
+    assert front.sent == []
+    assert front.call("/etcdserverpb.KV/Range", SERIALIZABLE) == []
+    assert len(front.sent) == 1
+    assert front.call("/etcdserverpb.KV/Range", b"\xff") == [], "apply says what is wrong with it"
+    assert front.call("/etcdserverpb.Maintenance/Status", b"") == []
+    ((_, _, body),) = front.call(health.CHECK, b"")
+    assert body == health.SERVING
+
+
+def test_m26_a_learner_refuses_streams() -> None:
+    front = Front()
+    front.member.is_learner = True
+    streams = [Stream(), Stream()]
+    lease.keep_alive(front.member)(streams[0], Head())
+    kv.range_stream(front.member)(streams[1], Head())
+    assert [stream.ended for stream in streams] == [tuple(errors.NOT_SUPPORTED_FOR_LEARNER)] * 2
+    assert front.member.streams == {}
+
+
+# which reads are linearizable
+
+
+def range_op(*, serializable: bool) -> RequestOp:
+    return RequestOp(request_range=RangeRequest(key=b"k", serializable=serializable))
+
+
+@pytest.mark.parametrize(
+    ("serializable", "flags"), [((True, True), 0), ((True, False), LINEARIZABLE), ((False,), LINEARIZABLE), ((), 0)]
+)
+def test_t29_a_transaction_of_ranges_needs_a_read_index_unless_all_are_serializable(
+    serializable: tuple[bool, ...], flags: int
+) -> None:
+    front = Front()
+    request = TxnRequest(failure=[range_op(serializable=one) for one in serializable])
+    assert front.call("/etcdserverpb.KV/Txn", request.SerializeToString()) == []
+    assert READ.unpack_from(front.sent[-1])[1:3] == (Op.TXN_READ, flags)
+
+
+@pytest.mark.parametrize("serializable", [True, False])
+def test_a_range_stream_says_whether_it_is_serializable(serializable: bool) -> None:
+    front = Front()
+    call = kv.range_stream(front.member)(Stream(), Head())
+    call.on_message(RangeRequest(key=b"k", serializable=serializable).SerializeToString())
+    assert READ.unpack_from(front.sent[-1])[1:3] == (Op.RANGE_STREAM, 0 if serializable else LINEARIZABLE)
+
+
+def test_what_a_client_hides_in_a_question_does_not_travel() -> None:
+    front = Front()
+    front.member.calls.leader_reads.on_leader(MEMBER)
+    question = LeaseTimeToLiveRequest(ID=-1, keys=True).SerializeToString()
+    assert front.call("/etcdserverpb.Lease/LeaseTimeToLive", question + b"\xfa\x0a\x7f" + bytes(127)) == []
+    assert front.sent[-1][READ.size :] == question
+    assert READ.unpack_from(front.sent[-1])[1:3] == (Op.LEASE_TIME_TO_LIVE, LINEARIZABLE)
 
 
 def test_p16_a_stopping_member_ends_its_streams_once() -> None:
