@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run cluster test lint types proto bench crash clean help
+.PHONY: run cluster test lint types proto bench crash sim clean help
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ bench: $(VENV)/installed-test  ## ours against etcd, side by side
 
 crash: $(VENV)/installed-test  ## the long round of faults: kills of one member (ROUNDS=25), a cluster (CLUSTER_SECONDS=300)
 	KVORUM_CRASH_ROUNDS=$(or $(ROUNDS),25) KVORUM_CLUSTER_SECONDS=$(or $(CLUSTER_SECONDS),300) $(BIN)/python -m pytest tests/crash -s $(ARGS)
+
+sim: $(VENV)/installed-test  ## simulated clusters: SEEDS=1000 by default, or one SEED with its trace
+	$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000)) $(ARGS)
 
 clean:  ## the environment and all caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -53,6 +53,9 @@ class Links:
         for peer in peers:
             self._out[peer] = self._connect(address(run_dir, peer, control=False))
             self._out_control[peer] = self._connect(address(run_dir, peer, control=True))
+        self._begin()
+
+    def _begin(self) -> None:
         self.data_left = True
         self._one_by_one = True
         self._since_empty = 0

@@ -29,7 +29,7 @@ from kvorum.pb.rpc_pb2 import (
     TxnRequest,
     TxnResponse,
 )
-from tests.linearizability.history import History, Operation, Request, Session
+from tests.linearizability.history import History, Operation, Request, Session, one_line
 from tests.linearizability.leases import Leases
 from tests.linearizability.replay import Execution, Replay
 from tests.linearizability.watching import check_watch
@@ -134,12 +134,18 @@ def _check_replies(replay: Replay, placed: Iterable[_Placed]) -> list[str]:
         if expected is None:
             continue
         if one.wrote != bool(execution.events):
-            problems.append(f"changes {execution.events} at {revision}, but was answered otherwise: {operation}")
+            problems.append(
+                f"changes {_lines(execution.events)} at {revision}, but was answered otherwise: {operation}"
+            )
         elif one.wrote and not same_events(execution.events, replay.events(revision)):
-            problems.append(f"acknowledged, but revision {revision} is {replay.events(revision)}: {operation}")
+            problems.append(f"acknowledged, but revision {revision} is {_lines(replay.events(revision))}: {operation}")
         elif _bare(operation.outcome) != expected:
-            problems.append(f"should have been answered with {expected}: {operation}")
+            problems.append(f"should have been answered with {one_line(expected)}: {operation}")
     return problems
+
+
+def _lines(events: Iterable[Event]) -> str:
+    return " ".join(one_line(event) for event in events)
 
 
 def _bare(reply: object) -> Message:
@@ -271,7 +277,7 @@ def _check_makers(replay: Replay, known: Sequence[_Known], placed: Sequence[_Pla
     for revision in unclaimed:
         if revision not in made_by:
             why = "by no request" if not candidates[revision] else "by one that made another revision"
-            problems.append(f"revision {revision} was made {why}: {replay.events(revision)}")
+            problems.append(f"revision {revision} was made {why}: {_lines(replay.events(revision))}")
     return problems
 
 

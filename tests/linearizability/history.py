@@ -10,6 +10,9 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from google.protobuf.message import Message
+from google.protobuf.text_format import MessageToString
+
 from kvorum import errors
 from kvorum.errors import Code, Status
 from kvorum.pb.mvcc_pb2 import Event
@@ -84,6 +87,17 @@ class Operation:
     session: Session
     request: Request
     outcome: Reply | Status | None
+
+    def __str__(self) -> str:
+        outcome = self.outcome
+        answer = "?" if outcome is None else outcome.message if isinstance(outcome, Status) else one_line(outcome)
+        span = f"{self.began_s:.6f} to {self.ended_s:.6f} s at {self.session.member:x}/{self.session.generation}"
+        return f"{type(self.request).__name__} {one_line(self.request)} -> {answer} ({span})"
+
+
+def one_line(message: Message) -> str:
+    """A message as text for people."""
+    return "{" + MessageToString(message, as_one_line=True) + "}"
 
 
 class Received(NamedTuple):

@@ -24,7 +24,7 @@ from kvorum.pb.rpc_pb2 import (
     TxnRequest,
     TxnResponse,
 )
-from tests.linearizability.history import Revision
+from tests.linearizability.history import Revision, one_line
 
 _TARGETS = ("version", "create_revision", "mod_revision", "value", "lease")
 _SORT_FIELDS = ("key", "version", "create_revision", "mod_revision", "value")
@@ -101,7 +101,9 @@ class Replay:
             before = self.at(key, number - 1)
             problem = _impossible(event, number, before)
             if problem:
-                self.problems.append(f"revision {number}: {problem}: {event} after {before}")
+                self.problems.append(
+                    f"revision {number}: {problem}: {one_line(event)} after {before and one_line(before)}"
+                )
             versions = self._versions.setdefault(key, _Versions([], []))
             if versions.revisions and versions.revisions[-1] == number:
                 self.problems.append(f"revision {number} changes {key!r} twice")

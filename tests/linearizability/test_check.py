@@ -349,7 +349,7 @@ def test_a_watcher_that_waits_in_vain() -> None:
 
 
 def test_progress_that_promises_too_much() -> None:
-    assert "it received () instead of" in watched(ANSWERS[0], Received(9.0, 3, ()))
+    assert "it received nothing instead of" in watched(ANSWERS[0], Received(9.0, 3, ()))
     assert watched(ANSWERS[0], Received(9.0, 2, ())) == ""
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from kvorum.pb.mvcc_pb2 import Event
-from tests.linearizability.history import Watch
+from tests.linearizability.history import Watch, one_line
 from tests.linearizability.replay import Replay, contains
 
 
@@ -21,12 +21,16 @@ def check_watch(watch: Watch, replay: Replay) -> Iterator[str]:
             yield f"an answer of revision {received.revision} has an event of {to}"
         expected = _owed(watch, replay, revision + 1, to)
         if not _same(watch, list(received.events), expected, replay):
-            yield f"after revision {revision} it received {received.events} instead of {expected}"
+            yield f"after revision {revision} it received {_lines(received.events)} instead of {_lines(expected)}"
             return
         revision = max(revision, to)
     missing = _owed(watch, replay, revision + 1, min(watch.seen_to, replay.last))
     if missing:
-        yield f"after revision {revision} it never received {missing}"
+        yield f"after revision {revision} it never received {_lines(missing)}"
+
+
+def _lines(events: Iterable[Event]) -> str:
+    return " ".join(one_line(event) for event in events) or "nothing"
 
 
 def _owed(watch: Watch, replay: Replay, start: int, end: int) -> list[Event]:

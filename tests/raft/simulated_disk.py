@@ -20,6 +20,13 @@ class _Inode:
     syncs: int = 0
     last_sync: int = 0
 
+    def end_sync(self, number: int, content: bytes) -> None:
+        """The sync of that number, which began with that content, is done."""
+        if number > self.last_sync:  # a sync that began later and is done already covers more
+            self.last_sync = number
+            self.synced = content
+            self.is_synced = content == self.content
+
     def crashed(self, random_source: random.Random) -> "_Inode":
         if self.is_synced:
             return _Inode(bytearray(self.content), bytes(self.content))
@@ -52,6 +59,8 @@ class SimulatedDisk:
         self.free_bytes = free_bytes
         self.open_files = 0
         self.before: Callable[[str, str], None] = lambda operation, name: None
+        self.deferred: list[Callable[[], None]] | None = None
+        """When set, a sync returns at once, and takes effect when what it leaves here is called."""
         self._synced_entries: dict[str, _Inode] = {}
         self._unsynced: list[tuple[str | None, str | None, _Inode]] = []
 
@@ -144,10 +153,10 @@ class SimulatedFile:
             self._before("sync")
         finally:
             self._in_use = False
-        if started > self._inode.last_sync:  # a sync that began later and is done already covers more
-            self._inode.last_sync = started
-            self._inode.synced = content
-            self._inode.is_synced = content == self._inode.content
+        if self._disk.deferred is None:
+            self._inode.end_sync(started, content)
+        else:
+            self._disk.deferred.append(lambda: self._inode.end_sync(started, content))
 
     def close(self) -> None:
         assert not self._in_use, "closed while a sync runs"

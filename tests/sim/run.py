@@ -1,0 +1,168 @@
+"""One run: a cluster, its clients, trouble, and what must be true afterwards; all of it from a seed."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from random import Random
+
+from node.config import Config
+from tests.linearizability.check import check
+from tests.sim.clients import Client, KvClient, LeaseClient, WatchClient
+from tests.sim.cluster import Broken, Cluster
+from tests.sim.member import Settings, SimulatedMember, base_config
+from tests.sim.trouble import Trouble
+
+CLOCK_ERROR = 0.011
+"""Members' clocks run up to 1 % fast or slow."""
+
+SETTLE_S = 60.0
+"""So long after all trouble has ended everything must work again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run was."""
+
+    seed: int
+    simulated_s: float
+    events: int
+    operations: int
+    answered: int
+    revisions: int
+    watched: int
+    crashes: int
+    terms: int
+    digest: int
+    """Of all that clients were told: equal for equal runs."""
+    problems: tuple[str, ...]
+    trace: tuple[str, ...]
+
+
+def settings_of(random: Random) -> Settings:
+    """The settings of a run."""
+    return Settings(
+        election_timeout_s=1.0,
+        heartbeat_interval_s=0.1,
+        snapshot_count=random.choice((20, 100, 10_000)),
+        snapshot_catchup_entries=random.choice((5, 50)),
+        max_wals=random.choice((1, 2, 5)),
+        segment_bytes=random.choice((8 << 10, 64 << 10)),
+    )
+
+
+def run(seed: int, *, traced: bool = False, base: Config | None = None) -> Outcome:
+    """Runs a seed to its end, or to the first fault."""
+    shape = Random(f"shape of {seed}")
+    settings = settings_of(shape)
+    size = shape.choice((1, 2, 3, 3, 3, 3, 5))
+    cluster = Cluster(seed, settings, base or base_config(), size, traced=traced)
+    clients: list[Client] = [KvClient(cluster, number) for number in range(shape.choice((2, 4, 6)))]
+    clients += [LeaseClient(cluster, 100 + number) for number in range(shape.choice((0, 1, 2)))]
+    watchers = [WatchClient(cluster, 200 + number) for number in range(shape.choice((1, 3)))]
+    problems: list[str] = []
+    try:
+        _play(cluster, shape, clients, watchers)
+    except Broken as error:
+        problems.append(str(error))
+    cluster.history.operations += cluster.pending.values()
+    problems += check(cluster.history, clock_error=CLOCK_ERROR)
+    history = cluster.history
+    return Outcome(
+        seed,
+        cluster.scheduler.now_s,
+        cluster.scheduler.events,
+        len(history.operations),
+        sum(operation.outcome is not None for operation in history.operations),
+        len(history.revisions),
+        sum(len(watch.received) for watch in history.watches),
+        cluster.crashes,
+        len(cluster.terms),
+        zlib.crc32("".join(map(str, history.operations)).encode()),
+        tuple(problems),
+        tuple(cluster.trace),
+    )
+
+
+def _play(cluster: Cluster, shape: Random, clients: list[Client], watchers: list[WatchClient]) -> None:
+    scheduler = cluster.scheduler
+    cluster.start_all()
+    for watcher in watchers:
+        watcher.begin()
+    for _ in range(shape.choice((1, 2, 3))):
+        cluster.note(0, "clients begin")
+        cluster.busy = True
+        for client in clients:
+            client.think_s = shape.choice((0.01, 0.05, 0.2))
+            client.begin()
+        trouble = Trouble(cluster, shape)
+        trouble.begin()
+        scheduler.run_until(scheduler.now_s + shape.uniform(4.0, 12.0))
+        trouble.end()
+        cluster.note(0, "trouble ends")
+        scheduler.run_until(scheduler.now_s + shape.uniform(0.5, 3.0))
+        cluster.busy = False
+        _settle(cluster, watchers)
+
+
+def _settle(cluster: Cluster, watchers: list[WatchClient]) -> None:
+    """Nothing bad happens any more, and nobody asks for anything: all must come to the same, and soon."""
+    scheduler = cluster.scheduler
+    until_s = scheduler.now_s + SETTLE_S
+    cluster.note(0, "all is to settle")
+    quiet = Quiet(cluster)
+    if not scheduler.run_until(until_s, quiet):
+        raise Broken(f"the cluster did not settle: {quiet.why()}")
+    cluster.compare()
+    last = cluster.history.revisions[-1].number if cluster.history.revisions else 1
+
+    def seen() -> bool:
+        return all(watcher.has_seen(last) for watcher in watchers)
+
+    while not seen():
+        if scheduler.now_s > until_s:
+            raise Broken(f"a watcher did not come to revision {last}")
+        for watcher in watchers:
+            if not watcher.has_seen(last):
+                watcher.ask_progress()
+        scheduler.run_until(scheduler.now_s + 1.0, seen)
+    for watcher in watchers:
+        assert watcher.watch is not None
+        watcher.watch.seen_to = last
+
+
+class Quiet:
+    """Whether the cluster has been settled for a second, so that what was under way has come to its end."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._next_look_s = 0.0
+        self._since: tuple[float, int] | None = None
+
+    def __call__(self) -> bool:
+        cluster = self._cluster
+        now_s = cluster.scheduler.now_s
+        if now_s < self._next_look_s:
+            return False
+        self._next_look_s = now_s + 0.05
+        if not cluster.settled():
+            self._since = None
+            return False
+        if self._since is None or self._since[1] != cluster.most_entries:
+            self._since = (now_s, cluster.most_entries)
+        return now_s - self._since[0] > 1.0
+
+    def why(self) -> str:
+        """What is missing."""
+        return "; ".join(_where(member, self._cluster) for member in self._cluster.members.values())
+
+
+def _where(member: SimulatedMember, cluster: Cluster) -> str:
+    generation = member.generation
+    if generation is None:
+        return f"{member.id:x} is down ({member.finished})"
+    state = generation.driver.state()
+    return (
+        f"{member.id:x} term {state['term']} leader {state['leader']:x} committed {state['committed']} "
+        f"applied {generation.store.cursor.index} of {cluster.most_entries} serving {generation.service.serving}"
+    )
