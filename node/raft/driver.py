@@ -641,6 +641,7 @@ class Driver:
             "leader": leader,
             "committed": commit,
             "is_learner": learner,
+            "connected_since": list(self._members.connected_since().items()),
             "metrics": {
                 "etcd_disk_wal_fsync_duration_seconds": self._writer.fsync_s.snapshot(),
                 "etcd_disk_wal_write_duration_seconds": self._writer.write_s.snapshot(),

@@ -97,6 +97,9 @@ class Leadership:
         if before is None and lead == NOBODY:
             return False
         solo = node.leads and handed >= self._grant_from and node.is_singleton() and node.committed_in_term
+        if solo and not self.granted and self._catch_up_to is not None:
+            # another voter, gone now, may have answered for entries that apply was given and has not executed
+            self._catch_up_to = max(self._catch_up_to, handed)
         catch_up_to = NEVER if self._catch_up_to is None else self._catch_up_to
         now = (node.term if lead != NOBODY else 0, lead, catch_up_to, solo)
         if now == before:

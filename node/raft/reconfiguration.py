@@ -179,13 +179,17 @@ class Reconfiguration:
     def _refuse(self, ask: Asked, status: Status) -> None:
         self._answer(ask, changes.refused(ask, status))
 
-    def _surroundings(self, node: RawNode) -> Surroundings:
+    def connected_since(self) -> dict[int, float]:
+        """The members that this one is connected with now, and since when."""
         members = [member.ID for member in self.membership.members()]
         since = {member: self._transport.connected_since(member) for member in members if member != self._id}
+        return {member: at for member, at in since.items() if at is not None}
+
+    def _surroundings(self, node: RawNode) -> Surroundings:
         return Surroundings(
             member_id=self._id,
             membership=self.membership,
-            connected_since={member: at for member, at in since.items() if at is not None},
+            connected_since=self.connected_since(),
             matches={member: progress.match for member, progress in node.progress.items()} if node.leads else {},
             now=self._now(),
             strict=self._strict,

@@ -288,6 +288,11 @@ def test_a_move_of_the_leader_is_answered_when_the_other_leads(group: Group) -> 
     assert [code for _, code, _ in leader.refusals()] == [errors.NOT_LEADER.code]
 
 
+def test_its_state_says_since_when_it_is_connected_with_the_others(group: Group) -> None:
+    since = dict(group.elect(A).driver.state()["connected_since"])
+    assert since == {member: group[A].wire.connected_since(member) for member in (B, C)}
+
+
 def test_a_move_to_a_member_that_is_gone_fails_after_an_election_timeout(group: Group) -> None:
     leader = group.elect(A)
     group.network.cut = {C}
@@ -345,7 +350,8 @@ def test_a_change_that_every_member_refuses_gives_the_grant_again(tmp_path: Path
     record = pack_record(Op.MEMBER_UPDATE, Member(ID=D, peerURLs=[url(D)]).SerializeToString())
     alone.propose(unpack(pack(FRONT, Kind.CHANGES, 0, pack_batch(FRONT, A, INCARNATION, 1, [record]))))
     alone.tell(Kind.GRANT_RETURNED, b"")
-    assert alone.leadership()[-1][3]
+    _, _, catch_up_to, solo = alone.leadership()[-1]
+    assert solo and catch_up_to == alone.entries()[-1][0], "what others may have answered for is executed first"
     alone.stop()
     child.lifeline.close()
 
