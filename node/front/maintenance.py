@@ -1,4 +1,4 @@
-"""The Maintenance, Cluster and Auth services, as far as one member goes."""
+"""The Maintenance service, and of the Auth service what says that there is none."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ from kvorum.pb.rpc_pb2 import (
     DefragmentRequest,
     HashKVRequest,
     HashRequest,
-    MemberListRequest,
-    MemberPromoteRequest,
-    MemberRemoveRequest,
     MoveLeaderRequest,
-    MoveLeaderResponse,
     StatusRequest,
     StatusResponse,
 )
@@ -73,30 +69,11 @@ def unary(member: Member, states: StateAsks) -> dict[str, UnaryHandler]:
         states.ask({Process.RAFT, Process.APPLY}, done)
 
     def move_leader(sink: Sink, token: int, _head: Head, message: bytes) -> None:
-        try:
-            request = MoveLeaderRequest.FromString(message)
-        except DecodeError as error:
-            sink.fail(token, *unmarshal_error(error))
-            return
-        if member.leader != member.member_id:
-            sink.fail(token, *errors.NOT_LEADER)
-        elif request.targetID != member.member_id:
-            sink.fail(token, *errors.BAD_LEADER_TRANSFEREE)
+        status = parse_error(MoveLeaderRequest, message)
+        if status is None:
+            calls.change(sink, token, Op.MOVE_LEADER, message)
         else:
-            sink.reply(token, MoveLeaderResponse().SerializeToString())
-
-    def refuse_change(message_type: Any, own: Status) -> UnaryHandler:
-        """A change of members that a cluster of one voter refuses whatever it names."""
-
-        def handle(sink: Sink, token: int, _head: Head, message: bytes) -> None:
-            try:
-                request = message_type.FromString(message)
-            except DecodeError as error:
-                sink.fail(token, *unmarshal_error(error))
-                return
-            sink.fail(token, *(own if request.ID == member.member_id else errors.MEMBER_NOT_FOUND))
-
-        return handle
+            sink.fail(token, *status)
 
     methods = {
         "Maintenance/Alarm": alarm,
@@ -105,9 +82,6 @@ def unary(member: Member, states: StateAsks) -> dict[str, UnaryHandler]:
         "Maintenance/HashKV": read(HashKVRequest, Op.HASH_KV),
         "Maintenance/Defragment": read(DefragmentRequest, Op.DEFRAGMENT),
         "Maintenance/MoveLeader": move_leader,
-        "Cluster/MemberRemove": refuse_change(MemberRemoveRequest, errors.MEMBER_NOT_ENOUGH_STARTED),
-        "Cluster/MemberPromote": refuse_change(MemberPromoteRequest, errors.MEMBER_NOT_LEARNER),
-        "Cluster/MemberList": read(MemberListRequest, Op.MEMBER_LIST),
         "Auth/AuthStatus": read(AuthStatusRequest, Op.AUTH_STATUS),
     }
     guards = {name: guarded(member, handler) for name, handler in methods.items()}
@@ -126,6 +100,7 @@ def status_response(raft: dict[str, Any], apply: dict[str, Any]) -> bytes:
         raftIndex=raft["committed"],
         raftTerm=raft["term"],
         raftAppliedIndex=apply["applied"],
+        isLearner=raft["is_learner"],
         storageVersion=API_VERSION if apply["cluster_version"] else "",
     )
     response.header.cluster_id = apply["cluster_id"]

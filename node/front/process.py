@@ -20,7 +20,7 @@ from kvorum.wire.tls import server_context
 from node import event_loop, malloc
 from node.child import ChildContext, Listener, Serves
 from node.frames import HEADER_BYTES, LEADERSHIP, Frame, Kind, Process
-from node.front import health, kv, lease, maintenance
+from node.front import cluster, health, kv, lease, maintenance
 from node.front.access import Access
 from node.front.announcement import Announcement
 from node.front.calls import Calls
@@ -86,6 +86,7 @@ class Front:
         unary = {
             **kv.unary(member),
             **lease.unary(member, lambda: self._random.getrandbits(63)),
+            **cluster.unary(member, max_learners=config.max_learners, unix_s=time.time),
             **maintenance.unary(member, self.states),
             **health.unary(),
         }

@@ -13,8 +13,6 @@ from kvorum.pb.rpc_pb2 import (
     LeaseGrantRequest,
     LeaseKeepAliveRequest,
     LeaseTimeToLiveRequest,
-    MemberRemoveRequest,
-    MoveLeaderRequest,
     PutRequest,
     RangeRequest,
     RequestOp,
@@ -170,22 +168,6 @@ def test_l2_a_ttl_beyond_the_largest_is_refused() -> None:
     front = Front()
     said = front.call("/etcdserverpb.Lease/LeaseGrant", LeaseGrantRequest(TTL=9_000_000_001).SerializeToString())
     assert said == [tuple(errors.LEASE_TTL_TOO_LARGE)]
-
-
-@pytest.mark.parametrize(
-    ("target", "said"), [(MEMBER, [("reply", 5, b"")]), (1, [tuple(errors.BAD_LEADER_TRANSFEREE)])]
-)
-def test_ma24_the_leader_may_move_to_itself_alone(target: int, said: list[tuple[object, ...]]) -> None:
-    message = MoveLeaderRequest(targetID=target).SerializeToString()
-    assert Front().call("/etcdserverpb.Maintenance/MoveLeader", message) == said
-
-
-@pytest.mark.parametrize(
-    ("named", "status"), [(MEMBER, errors.MEMBER_NOT_ENOUGH_STARTED), (1, errors.MEMBER_NOT_FOUND)]
-)
-def test_m15_m16_a_cluster_of_one_refuses_every_removal(named: int, status: errors.Status) -> None:
-    message = MemberRemoveRequest(ID=named).SerializeToString()
-    assert Front().call("/etcdserverpb.Cluster/MemberRemove", message) == [tuple(status)]
 
 
 def keep_alive(front: Front) -> tuple[KeepAliveStream, Stream]:
