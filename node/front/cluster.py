@@ -17,10 +17,9 @@ from kvorum.pb.rpc_pb2 import (
     MemberUpdateRequest,
 )
 from node.front.calls import Sink, unmarshal_error
-from node.front.kv import parse_error
 from node.front.member import Head, Member, UnaryHandler, guarded, too_large
 from node.ids import added_member_id
-from node.requests import Op
+from node.requests import LINEARIZABLE, Op
 from node.urls import Url, parse_url
 
 
@@ -65,11 +64,12 @@ def unary(member: Member, *, max_learners: int, unix_s: Callable[[], float]) -> 
         return MemberChange(ID=request.ID)
 
     def member_list(sink: Sink, token: int, _head: Head, message: bytes) -> None:
-        status = parse_error(MemberListRequest, message)
-        if status is None:
-            member.calls.read(sink, token, Op.MEMBER_LIST, message)
+        try:
+            request = MemberListRequest.FromString(message)
+        except DecodeError as error:
+            sink.fail(token, *unmarshal_error(error))
         else:
-            sink.fail(token, *status)
+            member.calls.read(sink, token, Op.MEMBER_LIST, message, LINEARIZABLE if request.linearizable else 0)
 
     methods = {
         "MemberAdd": changes(MemberAddRequest, Op.MEMBER_ADD, added),

