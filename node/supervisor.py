@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from node.child import ChildContext, HeldFile, Listener, Role, Serves, run_child
@@ -231,6 +231,8 @@ class Supervisor:
             self._log.info(msg, traffic=str(listener.serves), address=_address(listener))
         if not self._served:
             self._served = True
+            # done, and no order to drop the members that are added from now on
+            self._config = replace(self._config, force_new_cluster=False)
             self._on_ready()
 
     def _turn(self, generation: Generation, timeout_s: float | None) -> None:

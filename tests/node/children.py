@@ -41,6 +41,7 @@ def report(child: ChildContext) -> None:
         "member_id": child.member_id,
         "cluster_id": child.cluster_id,
         "listeners": [[str(listener.url), str(listener.serves)] for listener in child.listeners],
+        "force_new_cluster": child.config.force_new_cluster,
         "founding": child.founding.hex(),
         "remotes": child.remotes,
         "title": Path("/proc/self/comm").read_text().strip(),

@@ -195,6 +195,16 @@ class TestOneFaultDomain:
         assert (again["level"], again["reason"]) == ("info", "told to ask for another generation")
         assert not [line for line in member.lines() if line["level"] in ("warn", "error")]
 
+    def test_a_new_cluster_is_forced_until_it_is_there_and_never_again(self, member: Member) -> None:
+        """S41: members that join it later must not be dropped because a process fails."""
+        member.tell("die-once-watch")
+        member.start("--force-new-cluster")
+        assert member.count("a process of the member failed; all are started again") == 1
+        assert member.report("raft0")["force_new_cluster"]
+        member.tell("restart-once-raft")
+        member.wait_for(READY, 2)
+        assert not member.report("raft0")["force_new_cluster"]
+
     def test_a_failure_at_start_is_tried_again(self, member: Member) -> None:
         member.tell("die-once-apply")
         member.start()
