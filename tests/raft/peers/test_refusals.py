@@ -108,7 +108,7 @@ def test_only_so_many_unknown_members_are_heard() -> None:
         two.knows(known)
         known.knows(two)
         await until(lambda: known.connected(two) and two.connected(known))
-        await crowd[0].transport.close()
+        await close(crowd[0])
         await until(lambda: crowd[16].connected(two))
         await close(*crowd[1:], two, known)
 
