@@ -257,7 +257,8 @@ class Channel:
                         protocol = await self._attempt()
                         await protocol.became_ready
                 except (OSError, ssl.SSLError, TimeoutError) as error:
-                    reason = str(error) or "timed out"
+                    # An end of the connection within the TLS handshake comes without a text.
+                    reason = str(error) or ("timed out" if isinstance(error, TimeoutError) else "connection reset")
                     if self._protocol is not None:
                         self._protocol.abort()
                     self._back_off()
