@@ -68,6 +68,7 @@ LEASE_TTL_BOUNDS_S: Final = _doubling(1, 24)
 COMPACTION_PAUSE_BOUNDS_MS: Final = _doubling(1, 13)
 COMPACTION_TOTAL_BOUNDS_MS: Final = _doubling(100, 14)
 INDEX_PAUSE_BOUNDS_MS: Final = _doubling(0.5, 14)
+TRANSFER_BOUNDS_S: Final = _doubling(0.1, 10)
 ROUND_TRIP_BOUNDS_S: Final = _doubling(0.0001, 16)
 
 
@@ -85,6 +86,10 @@ def _histogram(name: str, bounds: tuple[float, ...], text: str, *labels: str) ->
 
 _RAFT: Final = (
     _histogram("etcd_disk_wal_fsync_duration_seconds", FSYNC_BOUNDS_S, "Duration of syncs of the write-ahead log."),
+    _histogram("etcd_snap_db_fsync_duration_seconds", FSYNC_BOUNDS_S, "Duration of syncs of received snapshots."),
+    _histogram(
+        "etcd_snap_db_save_total_duration_seconds", TRANSFER_BOUNDS_S, "Duration of receiving and saving snapshots."
+    ),
     _histogram("etcd_disk_wal_write_duration_seconds", FSYNC_BOUNDS_S, "Duration of writes to the write-ahead log."),
     _gauge("etcd_disk_wal_write_bytes_total", "Bytes written to the write-ahead log."),
     _gauge("etcd_server_has_leader", "1 while this member knows a leader."),
@@ -104,6 +109,21 @@ _RAFT: Final = (
     _counter("etcd_network_peer_sent_failures_total", "Messages to a member that were dropped.", "To"),
     _counter("etcd_network_peer_received_bytes_total", "Bytes of messages received from a member.", "From"),
     _counter("etcd_network_peer_received_failures_total", "Batches of a member that were no messages.", "From"),
+    _gauge("etcd_network_snapshot_send_inflights_total", "Snapshots that are being sent to a member.", "To"),
+    _counter("etcd_network_snapshot_send_success", "Snapshots sent to a member.", "To"),
+    _counter("etcd_network_snapshot_send_failures", "Snapshots that could not be sent to a member.", "To"),
+    _histogram(
+        "etcd_network_snapshot_send_total_duration_seconds", TRANSFER_BOUNDS_S, "Duration of sending a snapshot.", "To"
+    ),
+    _gauge("etcd_network_snapshot_receive_inflights_total", "Snapshots that a member is sending here.", "From"),
+    _counter("etcd_network_snapshot_receive_success", "Snapshots received from a member.", "From"),
+    _counter("etcd_network_snapshot_receive_failures", "Snapshots of a member that did not arrive.", "From"),
+    _histogram(
+        "etcd_network_snapshot_receive_total_duration_seconds",
+        TRANSFER_BOUNDS_S,
+        "Duration of receiving a snapshot.",
+        "From",
+    ),
     _histogram(
         "etcd_network_peer_round_trip_time_seconds", ROUND_TRIP_BOUNDS_S, "Round trips of probes to a member.", "To"
     ),

@@ -122,6 +122,7 @@ class Sender:
         """Fill the output with what the last turn left."""
         self.dirty = True
         self._serve_rounds()
+        self._call_writable()
 
     def set_congested(self, congested: bool) -> None:
         """The socket takes nothing more (transport's `pause_writing`), or does again (`resume_writing`)."""
@@ -129,7 +130,6 @@ class Sender:
         self._renew_credit()
         if not congested:
             self.next_turn()
-            self._call_writable()
 
     @property
     def sent_data_bytes(self) -> int:

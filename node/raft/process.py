@@ -10,13 +10,15 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
-from node import event_loop, malloc
+from node import event_loop
 from node.child import ChildContext
+from node.config import Config
 from node.frames import Process
 from node.link_zmq import Links
 from node.log import Logger
 from node.raft.driver import Driver
 from node.raft.peers.identity import Identity
+from node.raft.peers.tls import PeerTls
 from node.raft.peers.transport import PeerTransport
 from node.raft.start import open_log
 from node.raft.wal.log import WriteAheadLog
@@ -79,7 +81,7 @@ class Raft:
         self._transport = PeerTransport(
             identity=Identity(child.cluster_id, child.member_id),
             listeners=child.listeners,
-            tls=child.config.peer_tls,
+            tls=peer_tls(child.config),
             members=lambda: self.driver.membership.members(),
             cluster_version=lambda: self.driver.membership.cluster_version,
             logger=logger,
@@ -152,10 +154,30 @@ class Raft:
 HAND_OVER_LOOK_S: Final = 0.005
 
 
+def peer_tls(config: Config) -> PeerTls | None:
+    """TLS between members as the flags set it."""
+    tls = config.peer_tls
+    if not tls.cert_file:
+        return None
+    return PeerTls(
+        cert_file=tls.cert_file,
+        key_file=tls.key_file,
+        trusted_ca_file=tls.trusted_ca_file,
+        client_cert_auth=tls.client_cert_auth,
+        client_cert_file=tls.client_cert_file,
+        client_key_file=tls.client_key_file,
+        allowed_common_names=tls.allowed_cns,
+        allowed_hostnames=tls.allowed_hostnames,
+        self_signed=tls.auto,
+        min_version=tls.min_version,
+        max_version=tls.max_version,
+        cipher_suites=tls.cipher_suites,
+    )
+
+
 def main(child: ChildContext) -> None:
     """Runs the raft process until the supervisor says stop."""
     sys.setswitchinterval(THREAD_SWITCH_S)
-    malloc.keep_large_buffers()  # a batch of 1 MiB to a member costs 0.4 ms instead of 1.8
     logger = Logger.open(child.config.log)
     log = open_log(child, logger)
 

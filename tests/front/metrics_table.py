@@ -125,7 +125,7 @@ _BBOLT = "a phase of bbolt's commit; the store has no such phases"
 _V2 = "the v2 store, which does not exist any more"
 _PROXY = "counted by the proxy, not by a member"
 _STREAMS = "its labels are not known"
-_SNAPSHOTS = "counted where snapshots are installed or sent to members"
+_SNAPSHOTS = "a snapshot of the log is a record in it, not a file of its own"
 _NO_CLOCK = "would cost two readings of the clock per request"
 
 ABSENT: Final = {
@@ -152,21 +152,11 @@ ABSENT: Final = {
     "etcd_grpc_proxy_events_coalescing_total": _PROXY,
     "etcd_grpc_proxy_watchers_coalescing_total": _PROXY,
     "etcd_network_server_stream_failures_total": _STREAMS,
-    "etcd_network_snapshot_receive_failures": _SNAPSHOTS,
-    "etcd_network_snapshot_receive_inflights_total": _SNAPSHOTS,
-    "etcd_network_snapshot_receive_success": _SNAPSHOTS,
-    "etcd_network_snapshot_receive_total_duration_seconds": _SNAPSHOTS,
-    "etcd_network_snapshot_send_failures": _SNAPSHOTS,
-    "etcd_network_snapshot_send_inflights_total": _SNAPSHOTS,
-    "etcd_network_snapshot_send_success": _SNAPSHOTS,
-    "etcd_network_snapshot_send_total_duration_seconds": _SNAPSHOTS,
     "etcd_server_apply_duration_seconds": _NO_CLOCK,
     "etcd_server_feature_enabled": "there are no feature gates",
     "etcd_server_go_version": "there is no Go runtime",
     "etcd_server_range_duration_seconds": _NO_CLOCK,
     "etcd_server_request_duration_seconds": _NO_CLOCK,
-    "etcd_snap_db_fsync_duration_seconds": _SNAPSHOTS,
-    "etcd_snap_db_save_total_duration_seconds": _SNAPSHOTS,
     "etcd_snap_fsync_duration_seconds": _SNAPSHOTS,
 }
 """Series that a member does not publish, and why."""
@@ -180,6 +170,14 @@ LABELS_ADDED: Final = {
     "etcd_network_peer_round_trip_time_seconds": ("To",),
     "etcd_network_peer_sent_bytes_total": ("To",),
     "etcd_network_peer_sent_failures_total": ("To",),
+    "etcd_network_snapshot_receive_failures": ("From",),
+    "etcd_network_snapshot_receive_inflights_total": ("From",),
+    "etcd_network_snapshot_receive_success": ("From",),
+    "etcd_network_snapshot_receive_total_duration_seconds": ("From",),
+    "etcd_network_snapshot_send_failures": ("To",),
+    "etcd_network_snapshot_send_inflights_total": ("To",),
+    "etcd_network_snapshot_send_success": ("To",),
+    "etcd_network_snapshot_send_total_duration_seconds": ("To",),
     "etcd_server_healthcheck": ("name", "type"),
     "etcd_server_healthchecks_total": ("name", "status", "type"),
 }

@@ -427,6 +427,19 @@ def test_water_marks() -> None:
     assert streaming.told == ["writable"]
 
 
+def test_what_only_the_turn_s_share_held_back_makes_room() -> None:
+    """With large windows no WINDOW_UPDATE comes that could tell."""
+    streaming = Streaming(window=10_000_000)
+    streaming.peer.feed(frames.window_update(0, 10_000_000))
+    streaming.stream.send(b"x" * 1024 * 1024)
+    streaming.stream.send(b"x" * 512 * 1024)
+    assert not streaming.stream.writable
+    assert streaming.told == []
+    assert streaming.kinds().count(frames.DATA) > 90
+    assert streaming.stream.buffered_bytes == 0
+    assert streaming.told == ["writable"]
+
+
 def test_a_congested_socket_makes_streams_wait() -> None:
     streaming = Streaming()
     streaming.peer.core.set_congested(True)

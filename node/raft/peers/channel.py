@@ -8,8 +8,7 @@ from typing import Final
 
 from kvorum.wire.client import Channel
 from kvorum.wire.limits import MIB, ClientLimits
-from node.config import PeerTls
-from node.raft.peers.tls import certificate_of, client_context, name_refusal
+from node.raft.peers.tls import PeerTls, certificate_of
 from node.urls import parse_url
 
 CONNECT_TIMEOUT_S: Final = 3.0
@@ -43,7 +42,7 @@ def peer_channel(url: str, tls: PeerTls | None, limits: ClientLimits = PEER_CLIE
     """A channel to a peer URL (http, https, unix, unixs); it connects with its first call.
 
     Raises ValueError for a URL that is none, or that needs `tls`; OSError and ssl.SSLError for TLS files that cannot
-    be used. A certificate that is not let in fails the calls with UNAVAILABLE, as a listener that is not there does.
+    be used.
     """
     parsed = parse_url(url)
     address = f"unix:{parsed.socket_path}" if parsed.is_unix else parsed.host
@@ -51,11 +50,11 @@ def peer_channel(url: str, tls: PeerTls | None, limits: ClientLimits = PEER_CLIE
     if parsed.is_secure:
         if tls is None:
             raise ValueError(f"{url} needs certificates (--peer-cert-file, --peer-key-file)")
-        context = client_context(tls)
+        context = tls.client_context()
 
     def check(transport: asyncio.BaseTransport) -> str | None:
         limit_unsent(transport)
-        return name_refusal(tls, certificate_of(transport)) if context is not None and tls is not None else None
+        return tls.refusal(certificate_of(transport)) if context is not None and tls is not None else None
 
     return Channel(address, tls=context, limits=limits, check=check)
 

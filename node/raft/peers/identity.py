@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
@@ -15,8 +14,6 @@ CLUSTER: Final = "kvorum-cluster-id"
 FROM: Final = "kvorum-from-member"
 TO: Final = "kvorum-to-member"
 VERSION: Final = "kvorum-api-version"
-
-_HEXADECIMAL: Final = re.compile("[0-9a-f]{1,16}")
 
 REMOVED: Final = "the member has been permanently removed from the cluster"
 """What a removed member is told; hearing it, it ends."""
@@ -80,9 +77,13 @@ def _text(metadata: Metadata, name: str) -> str:
 
 def _id(metadata: Metadata, name: str) -> int:
     text = _text(metadata, name)
-    if _HEXADECIMAL.fullmatch(text) is None or not int(text, 16):
+    try:
+        number = int(text, 16) if len(text) <= 16 and text.isalnum() and text.isascii() else 0
+    except ValueError:
+        number = 0
+    if not number:
         raise StreamRefused(Code.INVALID_ARGUMENT, f"{name} must be an id in hexadecimal")
-    return int(text, 16)
+    return number
 
 
 def _shown(text: str) -> str:

@@ -1,0 +1,656 @@
+"""The receiving side, message by message: what it takes, what it refuses, and what then lies on the disk."""
+
+import errno
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvorum.errors import Code
+from kvorum.wire.head import Head
+from kvorum.wire.routes import CancelReason, StreamHandler
+from node.raft.core import Message
+from node.raft.peers.identity import REMOVED, Identity
+from node.raft.snapshots import places
+from node.raft.snapshots.places import DECIDED, RECEIVED, RECEIVING, place
+from node.raft.snapshots.receiver import ABSENCE_S, QUEUE_BYTES, SENDERS_MAX, Standing
+from node.raft.snapshots.sender import describe
+from node.raft.snapshots.spool import RESERVE_BYTES
+from node.raft.snapshots.transfer import (
+    CHUNK_BYTES,
+    CHUNK_HEAD_BYTES,
+    File,
+    Place,
+    decode_place,
+    encode_chunk,
+    encode_header,
+)
+from tests.raft.snapshots.snapshots import (
+    CLUSTER,
+    FOLLOWER,
+    INDEX,
+    LEADER,
+    OTHER,
+    TERM,
+    ReceiverUnderTest,
+    contents,
+    encoded,
+    header_of,
+    make_checkpoint,
+    snap,
+)
+
+
+class FakeStream:
+    """The wire's stream: what was sent, how it ended, whether it is read."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.ended: tuple[int, str] | None = None
+        self.reading = True
+        self.waiting: deque[bytes] = deque()
+        self.handler: StreamHandler | None = None
+
+    def send(self, message: bytes) -> None:
+        assert self.ended is None
+        self.sent.append(message)
+
+    def end(self, code: int = 0, text: str = "") -> None:
+        assert self.ended is None, "ended twice"
+        self.ended = (code, text)
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+        self.deliver()
+
+    def deliver(self) -> None:
+        assert self.handler is not None
+        while self.waiting and self.reading and self.ended is None:
+            self.handler.on_message(self.waiting.popleft())
+
+
+class SenderUnderTest:
+    """One stream of a sender's, driven by hand."""
+
+    def __init__(
+        self, under_test: ReceiverUnderTest, *, sender: int = LEADER, metadata: dict[str, str] | None = None
+    ) -> None:
+        self.stream = FakeStream()
+        given = Identity(CLUSTER, sender).metadata(FOLLOWER) if metadata is None else metadata
+        head: Any = Head.__new__(Head)
+        head.metadata = {name: (value,) for name, value in given.items()}
+        open_stream: Callable[[Any, Head], StreamHandler] = under_test.receiver.routes["/kvorum.Peer/Snapshot"]
+        self.stream.handler = open_stream(self.stream, head)
+
+    @property
+    def ended(self) -> tuple[int, str] | None:
+        return self.stream.ended
+
+    @property
+    def code(self) -> int | None:
+        return self.stream.ended[0] if self.stream.ended is not None else None
+
+    def say(self, message: bytes) -> None:
+        self.stream.waiting.append(message)
+        self.stream.deliver()
+
+    def place(self, checkpoint: Path) -> Place:
+        """Where the receiver has told to begin."""
+        return decode_place(self.stream.sent[-1], describe(str(checkpoint)))
+
+    def stream_files(self, checkpoint: Path, *, size: int = CHUNK_BYTES, until: int = 1 << 30) -> None:
+        """Chunks from where the receiver told, at most so many."""
+        begin = self.place(checkpoint)
+        for number, file in enumerate(describe(str(checkpoint))):
+            data = (checkpoint / file.name).read_bytes()
+            first = begin.offset if number == begin.file else 0
+            if number >= begin.file:
+                for offset in range(first, len(data), size):
+                    if not until:
+                        return
+                    until -= 1
+                    self.say(encode_chunk(Place(number, offset), data[offset : offset + size]))
+
+    def half_close(self) -> None:
+        assert self.stream.handler is not None
+        self.stream.handler.on_half_close()
+
+    def lose(self, reason: CancelReason = CancelReason.LOST) -> None:
+        assert self.stream.handler is not None
+        self.stream.handler.on_cancel(reason)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return make_checkpoint(tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def receiver(tmp_path: Path) -> ReceiverUnderTest:
+    return ReceiverUnderTest(tmp_path / "follower")
+
+
+def whole(receiver: ReceiverUnderTest, checkpoint: Path, message: Message | None = None) -> SenderUnderTest:
+    sender = SenderUnderTest(receiver)
+    sender.say(header_of(message or snap(), checkpoint))
+    sender.stream_files(checkpoint)
+    return sender
+
+
+class TestWhole:
+    def test_a_snapshot_is_received_and_the_core_told(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:
+        sender = SenderUnderTest(receiver)
+        sender.say(header_of(snap(), checkpoint))
+        assert sender.place(checkpoint) == Place(1, 0), "the empty file before it has arrived"
+        assert receiver.names() == [f"{INDEX:016x}{RECEIVING}"]
+        sender.stream_files(checkpoint)
+        sender.half_close()
+        assert sender.ended == (Code.OK, "")
+        assert receiver.received == [snap()]
+        assert receiver.names() == [f"{INDEX:016x}{RECEIVED}"]
+        received = Path(place(str(receiver.snap), INDEX, RECEIVED))
+        assert contents(received) == contents(checkpoint)
+        assert received.stat().st_mode & 0o777 == 0o700
+        assert {path.stat().st_mode & 0o777 for path in received.iterdir()} == {0o600}
+
+    def test_the_sender_hears_of_the_end_when_it_is_on_disk(
+        self, receiver: ReceiverUnderTest, checkpoint: Path
+    ) -> None:
+        sender = SenderUnderTest(receiver)
+        sender.say(header_of(snap(), checkpoint))
+        receiver.aside.at_once = False
+        sender.stream_files(checkpoint)
+        sender.half_close()
+        receiver.aside.run(len(receiver.aside.jobs) - 1)
+        assert sender.ended is None
+        assert receiver.received == []
+        receiver.aside.run()
+        assert sender.code == Code.OK
+        assert receiver.received == [snap()]
+
+    def test_decided_it_is_the_next_generation_s(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:
+        whole(receiver, checkpoint)
+        receiver.receiver.decide(INDEX)
+        assert receiver.names() == [f"{INDEX:016x}{DECIDED}"]
+        assert receiver.receiver.figures()["etcd_server_snapshot_apply_in_progress_total"] == 1
+
+    def test_refused_it_is_removed_and_another_may_come(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:
+        whole(receiver, checkpoint)
+        receiver.receiver.refuse(INDEX)
+        assert receiver.names() == []
+        whole(receiver, checkpoint, snap(INDEX + 1))
+        assert [message.snapshot.index for message in receiver.received if message.snapshot] == [INDEX, INDEX + 1]
+
+    def test_files_that_are_all_empty_arrive_without_data(self, receiver: ReceiverUnderTest, tmp_path: Path) -> None:
+        empty = make_checkpoint(tmp_path / "empty", {"CURRENT": 0, "000001.log": 0})
+        sender = SenderUnderTest(receiver)
+        sender.say(header_of(snap(), empty))
+        assert sender.code == Code.OK
+        assert contents(Path(place(str(receiver.snap), INDEX, RECEIVED))) == {"CURRENT": b"", "000001.log": b""}
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("message", "code", "text"),
+        [
+            (snap(term=TERM - 1), Code.FAILED_PRECONDITION, "of term 4, here is term 5"),
+            (snap(sender=OTHER), Code.INVALID_ARGUMENT, "from 3 to 2 in a stream from 1"),
+            (snap(to=OTHER), Code.INVALID_ARGUMENT, "from 1 to 3 in a stream from 1"),
+        ],
+    )
+    def test_what_comes_from_the_wrong_place(
+        self, receiver: ReceiverUnderTest, checkpoint: Path, message: Message, code: Code, text: str
+    ) -> None:
+        sender = SenderUnderTest(receiver)
+        sender.say(header_of(message, checkpoint))
+        assert sender.ended is not None
+        assert sender.ended[0] == code
+        assert text in sender.ended[1]
+        assert receiver.names() == []
+        assert receiver.log.has("refused a snapshot")
+
+    @pytest.mark.parametrize(
+        ("metadata", "text"),
+        [
+            (Identity(CLUSTER + 1, LEADER).metadata(FOLLOWER), "is of cluster c1, not of cluster c2"),
+            (Identity(CLUSTER, LEADER).metadata(OTHER), "here is member 2, not member 3"),
+            (Identity(CLUSTER, LEADER, "2.0.0").metadata(FOLLOWER), "speaks API version"),
+            (Identity(CLUSTER, OTHER).metadata(FOLLOWER), REMOVED),
+        ],
+    )
+    def test_strangers(self, receiver: ReceiverUnderTest, metadata: dict[str, str], text: str) -> None:
+        receiver.removed = {OTHER}
+        sender = SenderUnderTest(receiver, metadata=metadata)
+        assert sender.ended is not None
+        assert sender.ended[0] == Code.FAILED_PRECONDITION
+        assert text in sender.ended[1]
+
+    def test_what_is_not_needed_is_taken_as_done(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:
+        receiver.standing = Standing(TERM, INDEX)
+        sender = SenderUnderTest(receiver)
+        sender.say(header_of(snap(), checkpoint))
+        assert sender.ended == (Code.OK, "")
+        assert receiver.received == []
+        assert receiver.names() == []
+
+    def test_garbage(self, receiver: ReceiverUnderTest) -> None:
+        sender = SenderUnderTest(receiver)
+        sender.say(b"garbage")
+        assert sender.code == Code.INVALID_ARGUMENT
+
+    def test_a_path_out_of_the_directory(self, receiver: ReceiverUnderTest) -> None:
+        sender = SenderUnderTest(receiver)
+        sender.say(encode_header(encoded(snap()), (File("../../db/CURRENT", 1, 1),)))
+        assert sender.ended == (Code.INVALID_ARGUMENT, "a snapshot with a file called '../../db/CURRENT'")
+        assert receiver.names() == []
+
+    def test_a_stream_without_a_header(self, receiver: ReceiverUnderTest) -> None:
+        sender = SenderUnderTest(receiver)
+        sender.half_close()
+        assert sender.code == Code.INVALID_ARGUMENT
+
+    def test_data_before_it_was_asked_for(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:
+        receiver.aside.at_once = False
+        sender = SenderUnderTest(receiver)
+        sender.say(header_of(snap(), checkpoint))
+        sender.say(encode_chunk(Place(1, 0), b"x"))
+        assert sender.ended == (Code.INVALID_ARGUMENT, "data where none was asked for")
+        receiver.aside.run()
+        assert receiver.names() == []
+
+    def test_a_chunk_that_is_not_the_next(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:
+        sender = SenderUnderTest(receiver)
+        sender.say(header_of(snap(), checkpoint))
+        sender.say(encode_chunk(Place(1, 1), b"x"))
+        assert sender.code == Code.INVALID_ARGUMENT
+        assert receiver.names() == []
+
+    def test_an_early_end(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:
+        sender = SenderUnderTest(receiver)
+        sender.say(header_of(snap(), checkpoint))
+        sender.stream_files(checkpoint, until=1)
+        sender.half_close()
+        assert sender.ended == (Code.INVALID_ARGUMENT, "the snapshot ended before its end")
+        assert receiver.names() == []
+        assert receiver.received == []
+
+
+class TestResumed:
+    def test_a_stream_that_breaks_is_gone_on_with(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:
+        first = SenderUnderTest(receiver)
+        first.say(header_of(snap(), checkpoint))
+        first.stream_files(checkpoint, until=2)
+        first.lose()
+        second = SenderUnderTest(receiver)
+        second.say(header_of(snap(), checkpoint))
+        assert second.place(checkpoint) == Place(1, 2 * CHUNK_BYTES)
+        second.stream_files(checkpoint)
+        assert second.code == Code.OK
+        assert contents(Path(place(str(receiver.snap), INDEX, RECEIVED))) == contents(checkpoint)
+        assert receiver.received == [snap()]
+
+    def test_what_still_waits_for_the_disk_has_arrived(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:
+        first = SenderUnderTest(receiver)
+        first.say(header_of(snap(), checkpoint))
+        receiver.aside.at_once = False
+        first.stream_files(checkpoint, until=2)
+        first.lose()
+        second = SenderUnderTest(receiver)
+        second.say(header_of(snap(), checkpoint))
+        assert second.place(checkpoint) == Place(1, 2 * CHUNK_BYTES)
+        receiver.aside.at_once = True
+        second.stream_files(checkpoint)
+        assert contents(Path(place(str(receiver.snap), INDEX, RECEIVED))) == contents(checkpoint)
+
+    def test_one_that_breaks_before_the_directory_is_there(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:
+        receiver.aside.at_once = False
+        first = SenderUnderTest(receiver)
+        first.say(header_of(snap(), checkpoint))
+        first.lose()
+        second = SenderUnderTest(receiver)
+        second.say(header_of(snap(), checkpoint))
+        assert second.stream.sent == []
+        receiver.aside.at_once = True
+        receiver.aside.run()
+        second.stream_files(checkpoint)
+        assert second.code == Code.OK
+
+    def test_the_newer_of_two_streams_counts(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:
+        first = SenderUnderTest(receiver)
+        first.say(header_of(snap(), checkpoint))
+        first.stream_files(checkpoint, until=1)
+        second = SenderUnderTest(receiver)
+        second.say(header_of(snap(), checkpoint))
+        assert first.code == Code.ABORTED
+        second.stream_files(checkpoint)
+        assert second.code == Code.OK
+
+    @pytest.mark.parametrize("jobs_done", [0, 1, 2, 3])
+    def test_one_that_breaks_while_the_end_is_written(
+        self, receiver: ReceiverUnderTest, checkpoint: Path, jobs_done: int
+    ) -> None:
+        first = SenderUnderTest(receiver)
+        first.say(header_of(snap(), checkpoint))
+        receiver.aside.at_once = False
+        first.stream_files(checkpoint)
+        receiver.aside.run(jobs_done)
+        first.lose()
+        second = SenderUnderTest(receiver)
+        second.say(header_of(snap(), checkpoint))
+        assert second.stream.sent == []
+        receiver.aside.run()
+        assert second.code == Code.OK
+        assert receiver.received == [snap()]
+
+    @pytest.mark.parametrize("decided", [False, True])
+    def test_one_that_breaks_before_the_sender_heard_of_the_end(
+        self, receiver: ReceiverUnderTest, checkpoint: Path, decided: bool
+    ) -> None:
+        whole(receiver, checkpoint)
+        if decided:
+            receiver.receiver.decide(INDEX)
+        again = SenderUnderTest(receiver)
+        again.say(header_of(snap(), checkpoint))
+        assert again.code == Code.OK
+        assert receiver.received == [snap()]
+
+    def test_after_a_damaged_chunk_it_goes_on_there(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:
+        first = SenderUnderTest(receiver)
+        first.say(header_of(snap(), checkpoint))
+        first.stream_files(checkpoint, until=1)
+        damaged = bytearray(encode_chunk(Place(1, CHUNK_BYTES), bytes(1000)))
+        damaged[CHUNK_HEAD_BYTES] = 1
+        first.say(bytes(damaged))
+        assert first.code == Code.DATA_LOSS
+        assert receiver.log.has("a part of a snapshot is damaged")
+        second = SenderUnderTest(receiver)
+        second.say(header_of(snap(), checkpoint))
+        assert second.place(checkpoint) == Place(1, CHUNK_BYTES)
+        second.stream_files(checkpoint)
+        assert second.code == Code.OK
+
+    def test_nobody_goes_on(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:
+        sender = SenderUnderTest(receiver)
+        sender.say(header_of(snap(), checkpoint))
+        sender.stream_files(checkpoint, until=1)
+        sender.lose()
+        receiver.clock.now_s += ABSENCE_S
+        receiver.receiver.tick()
+        assert receiver.names() != []
+        receiver.clock.now_s += 1
+        receiver.receiver.tick()
+        assert receiver.names() == []
+        assert receiver.log.has("gave up receiving a snapshot")
+
+    def test_a_sender_that_says_nothing_more(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:
+        sender = SenderUnderTest(receiver)
+        sender.say(header_of(snap(), checkpoint))
+        receiver.clock.now_s += ABSENCE_S + 1
+        receiver.receiver.tick()
+        assert sender.code == Code.DEADLINE_EXCEEDED
+
+    def test_a_slow_disk_is_not_the_sender_s_silence(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:
+        sender = SenderUnderTest(receiver)
+        sender.say(header_of(snap(), checkpoint))
+        receiver.aside.at_once = False
+        sender.stream_files(checkpoint, until=1)
+        receiver.clock.now_s += 10 * ABSENCE_S
+        receiver.receiver.tick()
+        assert sender.ended is None
+        receiver.aside.run()
+        receiver.receiver.tick()
+        assert sender.ended is None
+        receiver.clock.now_s += ABSENCE_S + 1
+        receiver.receiver.tick()
+        assert sender.code == Code.DEADLINE_EXCEEDED
+
+    def test_one_that_waits_for_the_log_is_never_given_up(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:
+        whole(receiver, checkpoint)
+        receiver.clock.now_s += 10 * ABSENCE_S
+        receiver.receiver.tick()
+        assert receiver.names() == [f"{INDEX:016x}{RECEIVED}"]
+
+
+class TestAnother:
+    """A second snapshot comes while one is here."""
+
+    @pytest.fixture
+    def other(self, tmp_path: Path) -> Path:
+        return make_checkpoint(tmp_path / "other", seed=2)
+
+    @pytest.mark.parametrize("message", [snap(INDEX + 1), snap(term=TERM + 1), snap(INDEX - 1, term=TERM + 1)])
+    def test_a_newer_one_takes_its_place(
+        self, receiver: ReceiverUnderTest, checkpoint: Path, other: Path, message: Message
+    ) -> None:
+        first = SenderUnderTest(receiver)
+        first.say(header_of(snap(), checkpoint))
+        first.stream_files(checkpoint, until=1)
+        second = SenderUnderTest(receiver, sender=OTHER)
+        message = snap(message.snapshot.index if message.snapshot else 0, term=message.term, sender=OTHER)
+        second.say(header_of(message, other))
+        assert first.ended == (Code.ABORTED, "another snapshot has come")
+        second.stream_files(other)
+        assert receiver.received == [message]
+        assert len(receiver.names()) == 1
+
+    def test_an_older_one_is_refused(self, receiver: ReceiverUnderTest, checkpoint: Path, other: Path) -> None:
+        first = SenderUnderTest(receiver)
+        first.say(header_of(snap(), checkpoint))
+        second = SenderUnderTest(receiver, sender=OTHER)
+        second.say(header_of(snap(INDEX - 1, sender=OTHER), other))
+        assert second.code == Code.RESOURCE_EXHAUSTED
+        first.stream_files(checkpoint)
+        assert first.code == Code.OK
+
+    def test_a_leader_s_last_word_counts(self, receiver: ReceiverUnderTest, checkpoint: Path, other: Path) -> None:
+        """Of the same index, but other files: a checkpoint that was made anew."""
+        first = SenderUnderTest(receiver)
+        first.say(header_of(snap(), checkpoint))
+        first.stream_files(checkpoint, until=2)
+        second = SenderUnderTest(receiver)
+        second.say(header_of(snap(), other))
+        second.stream_files(other)
+        assert contents(Path(place(str(receiver.snap), INDEX, RECEIVED))) == contents(other)
+
+    def test_the_old_one_s_writes_may_still_be_on_their_way(
+        self, receiver: ReceiverUnderTest, checkpoint: Path, other: Path
+    ) -> None:
+        first = SenderUnderTest(receiver)
+        first.say(header_of(snap(), checkpoint))
+        receiver.aside.at_once = False
+        first.stream_files(checkpoint, until=2)
+        second = SenderUnderTest(receiver)
+        second.say(header_of(snap(), other))
+        receiver.aside.at_once = True
+        receiver.aside.run()
+        second.stream_files(other)
+        assert contents(Path(place(str(receiver.snap), INDEX, RECEIVED))) == contents(other)
+
+    def test_none_takes_the_place_of_one_that_is_whole(
+        self, receiver: ReceiverUnderTest, checkpoint: Path, other: Path
+    ) -> None:
+        whole(receiver, checkpoint)
+        second = SenderUnderTest(receiver)
+        second.say(header_of(snap(INDEX + 1), other))
+        assert second.code == Code.RESOURCE_EXHAUSTED
+        receiver.receiver.decide(INDEX)
+
+
+class TestDisk:
+    def test_without_room_for_it_nothing_is_begun(
+        self, receiver: ReceiverUnderTest, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        size_bytes = sum(len(data) for data in contents(checkpoint).values())
+        usage = shutil.disk_usage("/")._replace(free=size_bytes + RESERVE_BYTES - 1)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+        sender = SenderUnderTest(receiver)
+        sender.say(header_of(snap(), checkpoint))
+        free = size_bytes + RESERVE_BYTES - 1
+        text = f"the snapshot has {size_bytes} bytes, and the disk {free} bytes left"
+        assert sender.ended == (Code.RESOURCE_EXHAUSTED, text)
+        assert receiver.names() == []
+
+    @pytest.mark.parametrize(
+        ("number", "code"), [(errno.ENOSPC, Code.RESOURCE_EXHAUSTED), (errno.EDQUOT, 8), (errno.EIO, Code.INTERNAL)]
+    )
+    def test_a_write_that_fails(
+        self,
+        receiver: ReceiverUnderTest,
+        checkpoint: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        number: int,
+        code: int,
+    ) -> None:
+        sender = SenderUnderTest(receiver)
+        sender.say(header_of(snap(), checkpoint))
+        sender.stream_files(checkpoint, until=1)
+
+        def fail(*_: object) -> int:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "pwrite", fail)
+        sender.stream_files(checkpoint, until=0)
+        sender.say(encode_chunk(Place(1, CHUNK_BYTES), bytes(10)))
+        assert sender.code == code
+        assert receiver.names() == []
+        assert receiver.received == []
+        monkeypatch.undo()
+        whole(receiver, checkpoint)
+        assert receiver.received == [snap()]
+
+    def test_a_write_that_fails_among_others(
+        self, receiver: ReceiverUnderTest, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Those behind it in the queue mean nothing, also when there is room again."""
+        write = os.pwrite
+        writes = []
+
+        def fail(fd: int, data: memoryview, offset: int) -> int:
+            writes.append(offset)
+            if len(writes) == 1:
+                raise OSError(errno.ENOSPC, "full")
+            return write(fd, data, offset)
+
+        sender = SenderUnderTest(receiver)
+        sender.say(header_of(snap(), checkpoint))
+        receiver.aside.at_once = False
+        sender.stream_files(checkpoint)
+        monkeypatch.setattr(os, "pwrite", fail)
+        receiver.aside.run()
+        assert sender.code == Code.RESOURCE_EXHAUSTED
+        assert receiver.names() == []
+        assert receiver.received == []
+
+    def test_a_file_that_is_not_what_it_should_be(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:
+        files = tuple(
+            file._replace(checksum=file.checksum ^ 1) if file.name == "CURRENT" else file
+            for file in describe(str(checkpoint))
+        )
+        sender = SenderUnderTest(receiver)
+        sender.say(encode_header(encoded(snap()), files))
+        sender.stream_files(checkpoint)
+        assert sender.ended is not None
+        assert sender.ended[0] == Code.DATA_LOSS
+        assert sender.ended[1].startswith("CURRENT has the checksum")
+        assert receiver.names() == []
+        assert receiver.received == []
+
+    @pytest.mark.parametrize("step", ["sync", "rename"])
+    def test_an_end_that_fails_leaves_nothing_that_looks_whole(
+        self, receiver: ReceiverUnderTest, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    ) -> None:
+        real = getattr(places.Files, step)
+
+        def fail(files: places.Files, *arguments: str) -> None:
+            if step == "rename":
+                monkeypatch.undo()
+                raise OSError(errno.EIO, "broken")
+            if arguments[0] == str(receiver.snap):  # the second sync: the name is there already
+                monkeypatch.undo()
+                raise OSError(errno.EIO, "broken")
+            real(files, *arguments)
+
+        monkeypatch.setattr(places.Files, step, fail)
+        sender = whole(receiver, checkpoint)
+        assert sender.code == Code.INTERNAL
+        assert receiver.received == []
+        assert receiver.names() == []
+        assert whole(receiver, checkpoint).code == Code.OK
+
+    def test_what_cannot_be_removed_is_told(
+        self, receiver: ReceiverUnderTest, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sender = SenderUnderTest(receiver)
+        sender.say(header_of(snap(), checkpoint))
+        sender.stream_files(checkpoint, until=1)
+
+        def fail(_files: places.Files, _path: str) -> None:
+            raise OSError(errno.EIO, "broken")
+
+        monkeypatch.setattr(places.Files, "remove", fail)
+        sender.half_close()
+        assert receiver.log.has("cannot remove a snapshot; the next start will")
+        monkeypatch.undo()
+        assert whole(receiver, checkpoint).code == Code.OK
+
+    def test_a_bug_is_not_taken_for_a_full_disk(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:
+        sender = SenderUnderTest(receiver)
+        receiver.aside.at_once = False
+        sender.say(header_of(snap(), checkpoint))
+        _, done = receiver.aside.jobs.popleft()
+        with pytest.raises(ZeroDivisionError):
+            done(ZeroDivisionError())
+
+
+def test_what_waits_for_the_disk_is_bounded(receiver: ReceiverUnderTest, tmp_path: Path) -> None:
+    big = make_checkpoint(tmp_path / "big", {"000001.sst": 6 * QUEUE_BYTES})
+    sender = SenderUnderTest(receiver)
+    sender.say(header_of(snap(), big))
+    receiver.aside.at_once = False
+    sender.stream_files(big)
+    assert not sender.stream.reading
+    assert len(receiver.aside.jobs) == QUEUE_BYTES // CHUNK_BYTES
+    receiver.aside.run(1)
+    assert not sender.stream.reading, "it is read again when half is written"
+    most = 0
+    while receiver.aside.jobs:
+        most = max(most, len(receiver.aside.jobs))
+        receiver.aside.run(1)
+    assert most <= QUEUE_BYTES // CHUNK_BYTES + 1
+    assert sender.code == Code.OK
+    assert contents(Path(place(str(receiver.snap), INDEX, RECEIVED))) == contents(big)
+
+
+def test_figures(receiver: ReceiverUnderTest, checkpoint: Path) -> None:
+    figures = receiver.receiver.figures
+    assert figures()["etcd_network_snapshot_receive_inflights_total"] == []
+    sender = SenderUnderTest(receiver)
+    sender.say(header_of(snap(), checkpoint))
+    assert figures()["etcd_network_snapshot_receive_inflights_total"] == [[["1"], 1]]
+    assert figures()["etcd_server_snapshot_apply_in_progress_total"] == 0
+    sender.half_close()
+    assert figures()["etcd_network_snapshot_receive_failures"] == [[["1"], 1]]
+    whole(receiver, checkpoint)
+    assert figures()["etcd_network_snapshot_receive_inflights_total"] == [[["1"], 0]]
+    assert figures()["etcd_network_snapshot_receive_success"] == [[["1"], 1]]
+    ((_, duration),) = figures()["etcd_network_snapshot_receive_total_duration_seconds"]
+    assert duration["count"] == 1
+    assert figures()["etcd_snap_db_save_total_duration_seconds"]["count"] == 1
+    # Three empty files for the one that was given up, five and all of it for the other.
+    assert figures()["etcd_snap_db_fsync_duration_seconds"]["count"] >= 5
+    assert figures()["etcd_server_snapshot_apply_in_progress_total"] == 1
+
+
+def test_counts_are_kept_of_so_many_members(receiver: ReceiverUnderTest, checkpoint: Path) -> None:
+    for member in range(100, 100 + SENDERS_MAX + 5):
+        sender = SenderUnderTest(receiver, sender=member)
+        sender.say(header_of(snap(sender=member), checkpoint))
+        sender.half_close()
+    assert len(receiver.receiver.figures()["etcd_network_snapshot_receive_failures"]) == SENDERS_MAX
