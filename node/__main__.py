@@ -10,7 +10,7 @@ from typing import Final, NoReturn
 
 from kvorum import API_VERSION, __version__
 from node import bootstrap, datadir, listeners
-from node.bootstrap import Outside
+from node.bootstrap import Outside, Patience
 from node.config import Config
 from node.datadir import DataDirError
 from node.first_start import Members
@@ -112,13 +112,13 @@ def _discover(config: Config, log: Logger) -> Members:
     )
 
 
-def _ask(config: Config, log: Logger, urls: Sequence[str], timeout_s: float) -> RemoteCluster | None:
+def _ask(config: Config, log: Logger, urls: Sequence[str], patience: Patience) -> RemoteCluster | None:
     if not urls:
         return None
     from node import remote_http  # its library is large, and most starts need none of it
 
     try:
-        return remote_http.ask(urls, config.peer_tls, timeout_s, log)
+        return remote_http.ask(urls, config.peer_tls, patience.timeout_s, log, patience.silence)
     except OSError as error:
         raise StartFailed(f"cannot use the files of TLS between members: {error}") from None
 

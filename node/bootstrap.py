@@ -12,22 +12,30 @@ from node.datadir import DataDirError
 from node.first_start import Members
 from node.flags.checks import StartFailed
 from node.identity import Identity, read_identity, write_identity
-from node.log import Logger
+from node.log import Level, Logger
 from node.peer_urls import Resolve
 from node.remote_cluster import RemoteCluster
 
-FOUNDER_PATIENCE_S: Final = 1.0
-"""For each member that is asked whether the cluster is there already: most often none of them runs yet."""
 
-JOINER_PATIENCE_S: Final = 10.0
-"""For each member that is asked which cluster is to be joined: the first that answers is enough."""
+class Patience(NamedTuple):
+    """How long each member that is asked may take, and how the log tells of one that does not answer."""
+
+    timeout_s: float
+    silence: Level
+
+
+FOUNDER: Final = Patience(1.0, Level.DEBUG)
+"""Is the cluster there already? Most often none of the others runs yet."""
+
+JOINER: Final = Patience(10.0, Level.WARN)
+"""Which cluster is to be joined? The first that answers is enough."""
 
 
 class Outside(NamedTuple):
     """What the start of a member asks of other machines."""
 
-    ask: Callable[[Sequence[str], float], RemoteCluster | None]
-    """The members on these peer URLs, one after the other, each for so many seconds (`remote_http.ask`)."""
+    ask: Callable[[Sequence[str], Patience], RemoteCluster | None]
+    """The members on these peer URLs, one after the other (`remote_http.ask`)."""
     resolve: Resolve
     discover: Callable[[], Members]
     """The first members by SRV records; raises StartFailed."""
@@ -65,7 +73,7 @@ def _first_identity(config: Config, outside: Outside, log: Logger) -> Identity:
         return first_start.founder(name, cluster, token)
     first_start.check_joiner(name, cluster)
     others = sorted(str(url) for other in cluster if other != name for url in cluster[other])
-    remote = outside.ask(others, JOINER_PATIENCE_S)
+    remote = outside.ask(others, JOINER)
     if remote is None:
         raise StartFailed(
             "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs"
@@ -85,6 +93,6 @@ def _first_identity(config: Config, outside: Outside, log: Logger) -> Identity:
 
 def _check_not_founded(identity: Identity, outside: Outside) -> None:
     others = sorted(url for member in identity.members if member.id != identity.member_id for url in member.peer_urls)
-    remote = outside.ask(others, FOUNDER_PATIENCE_S)
+    remote = outside.ask(others, FOUNDER)
     if remote is not None:
         first_start.check_not_founded(identity, remote)

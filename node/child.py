@@ -35,7 +35,10 @@ class Serves(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A bound and listening socket, shared by all that are given it. `fd` is this process's own number for it."""
+    """A bound socket, shared by all that are given it; it listens already, except one for peers.
+
+    `fd` is this process's own number for it.
+    """
 
     url: Url
     serves: Serves

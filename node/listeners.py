@@ -1,8 +1,8 @@
 """The listening sockets of a member, bound before its processes start and kept open over their generations.
 
-They are bound first, so that a port in use ends the start early, and listen only once the member knows who it is:
-founders that ask each other whether the cluster is there already (`node.bootstrap`) are refused at once and wait for no
-answer.
+They are bound first, so that a port in use ends the start early. Those for clients listen once the member knows who it
+is; those for other members once raft serves them: founders ask each other whether the cluster is there already
+(`node.bootstrap`), and a connection that is refused says sooner that it is not than one that nobody answers.
 """
 
 import os
@@ -48,8 +48,10 @@ def bind(places: Sequence[tuple[Url, Serves]], reuse_port: bool) -> list[Listene
 
 
 def listen(listeners: Sequence[Listener]) -> None:
-    """Let connections come. Raises ListenFailed if another process was faster; the sockets stay open."""
+    """Let clients' connections come. Raises ListenFailed if another process was faster; the sockets stay open."""
     for listener in listeners:
+        if listener.serves is Serves.PEERS:
+            continue
         sock = socket.socket(fileno=listener.fd)
         try:
             sock.listen(BACKLOG)

@@ -15,7 +15,7 @@ from typing import Final
 
 from kvorum.wire.tls import client_context
 from node.config import PeerTls, TlsVersion
-from node.log import Logger
+from node.log import Level, Logger
 from node.remote_cluster import (
     CLUSTER_ID_HEADER,
     MAKE_HEADER,
@@ -32,10 +32,12 @@ ANSWER_MAX_BYTES: Final = 1 << 20
 _VERSIONS: Final = {TlsVersion.TLS12: ssl.TLSVersion.TLSv1_2, TlsVersion.TLS13: ssl.TLSVersion.TLSv1_3}
 
 
-def ask(urls: Iterable[str], tls: PeerTls, timeout_s: float, log: Logger) -> RemoteCluster | None:
+def ask(urls: Iterable[str], tls: PeerTls, timeout_s: float, log: Logger, silence: Level) -> RemoteCluster | None:
     """What the first member says that answers on one of the peer URLs; None if none does.
 
-    Each is given `timeout_s`. Raises OSError or ssl.SSLError if the files of `tls` cannot be used.
+    Each is given `timeout_s`; `silence` is the level at which the log tells of one that gives no answer.
+
+    Raises OSError or ssl.SSLError if the files of `tls` cannot be used.
     """
     context = _context(tls)
     for url in urls:
@@ -43,7 +45,7 @@ def ask(urls: Iterable[str], tls: PeerTls, timeout_s: float, log: Logger) -> Rem
             return _ask_one(parse_url(url), context, timeout_s)
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = str(error) or type(error).__name__
-            log.warn("failed to get cluster response", address=f"{url}/members", error=reason)
+            log.log(silence, "failed to get cluster response", address=f"{url}/members", error=reason)
     return None
 
 

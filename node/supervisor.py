@@ -216,8 +216,6 @@ class Supervisor:
 
     def _say_ready(self, number: int) -> None:
         self._log.info("all processes of the member are ready", generation=number)
-        for listener in self._peer_listeners:
-            self._log.info("serving peer traffic", address=_address(listener))
         for listener in self._client_listeners:
             if listener.serves is Serves.METRICS:
                 self._log.info("serving metrics", address=str(listener.url))
@@ -228,7 +226,8 @@ class Supervisor:
                 if listener.is_secure
                 else "serving client traffic insecurely; this is strongly discouraged!"
             )
-            self._log.info(msg, traffic=str(listener.serves), address=_address(listener))
+            where = listener.url.socket_path if listener.url.is_unix else listener.url.host
+            self._log.info(msg, traffic=str(listener.serves), address=where)
         if not self._served:
             self._served = True
             # done, and no order to drop the members that are added from now on
@@ -338,10 +337,6 @@ class Supervisor:
 
 def _name(role: Role, index: int) -> str:
     return f"front{index}" if role is Role.FRONT else str(role)
-
-
-def _address(listener: Listener) -> str:
-    return listener.url.socket_path if listener.url.is_unix else listener.url.host
 
 
 def _tell_stop(line: socket.socket) -> None:

@@ -70,7 +70,8 @@ def main(child: ChildContext) -> None:
     poller = select.poll()
     poller.register(lifeline.fileno(), select.POLLIN)
     servers = {listener.fd: socket.socket(fileno=listener.fd) for listener in child.listeners}
-    for fd in servers:
+    for fd, server in servers.items():
+        server.listen()
         poller.register(fd, select.POLLIN)
     lifeline.ready()
     log = Logger.open(child.config.log)

@@ -7,7 +7,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from node.bootstrap import FOUNDER_PATIENCE_S, JOINER_PATIENCE_S, Outside, identify
+from node.bootstrap import FOUNDER, JOINER, Outside, Patience, identify
 from node.datadir import DataDirError, prepare
 from node.first_start import founder
 from node.flags.checks import StartFailed
@@ -39,7 +39,7 @@ class Place:
     def __init__(self, directory: Path) -> None:
         self.data_dir = directory
         self.remote: RemoteCluster | None = None
-        self.asked: list[tuple[list[str], float]] = []
+        self.asked: list[tuple[list[str], Patience]] = []
         self.lines: list[dict[str, str]] = []
         self._log = Logger((lambda _level, line: self.lines.append(orjson.loads(line)),), Level.INFO, LogFormat.JSON)
         prepare(str(directory), "", self._log)
@@ -62,8 +62,8 @@ class Place:
     def stored(self) -> Identity | None:
         return read_identity(str(self.data_dir))
 
-    def _ask(self, urls: Sequence[str], timeout_s: float) -> RemoteCluster | None:
-        self.asked.append((list(urls), timeout_s))
+    def _ask(self, urls: Sequence[str], patience: Patience) -> RemoteCluster | None:
+        self.asked.append((list(urls), patience))
         return self.remote
 
     def _discover(self) -> dict[str, tuple[Url, ...]]:
@@ -81,11 +81,11 @@ def place(tmp_path: Path) -> Place:
 class TestFounding:
     def test_all_founders_agree_and_each_asks_the_others_first(self, place: Place) -> None:
         assert place.start(*NEW) == FOUNDED == place.stored
-        assert place.asked == [(["http://b:1", "http://c:1"], FOUNDER_PATIENCE_S)]
+        assert place.asked == [(["http://b:1", "http://c:1"], FOUNDER)]
 
     def test_the_members_may_be_found_in_dns(self, place: Place) -> None:
         assert place.start("--discovery-srv=example.com", NEW[1]) == FOUNDED
-        assert place.asked == [(["http://b:1", "http://c:1"], FOUNDER_PATIENCE_S)]
+        assert place.asked == [(["http://b:1", "http://c:1"], FOUNDER)]
 
     def test_a_member_alone_asks_nobody(self, place: Place) -> None:
         identity = place.start()
@@ -113,7 +113,7 @@ class TestFounding:
         """Of the flags nothing counts any more; the others are asked once again."""
         place.start(*NEW)
         assert place.start("--initial-cluster-state=existing", "--initial-cluster=x=http://x:1") == FOUNDED
-        assert place.asked == [(["http://b:1", "http://c:1"], FOUNDER_PATIENCE_S)]
+        assert place.asked == [(["http://b:1", "http://c:1"], FOUNDER)]
 
     def test_one_whose_log_was_taken_away_does_not(self, place: Place) -> None:
         place.start(*NEW)
@@ -127,7 +127,7 @@ class TestJoining:
         identity = place.start(*EXISTING, "--initial-cluster-token=another")
         assert identity == (FOUNDED.member_id, 0xC, False, FOUNDED.members)
         assert place.stored == identity
-        assert place.asked == [(["http://b:1", "http://c:1"], JOINER_PATIENCE_S)]
+        assert place.asked == [(["http://b:1", "http://c:1"], JOINER)]
         assert place.lines == []
 
     def test_nobody_answers(self, place: Place) -> None:

@@ -231,14 +231,14 @@ class TestReference:
         listen = ("--listen-peer-urls=http://127.0.0.1:0", "--listen-client-urls=http://127.0.0.1:0")
         code, text = asked((*listen, "--advertise-client-urls=http://a:1", *arguments), {}, tmp_path)
         config = parsed(*arguments)
-        remote = remote_http.ask([first], config.peer_tls, 10.0, QUIET)
+        remote = remote_http.ask([first], config.peer_tls, 10.0, QUIET, Level.WARN)
         assert remote is not None
         assert code == 1
         assert words(refusal(config, remote)) == words(text)
 
     def test_its_members_are_understood(self, running: tuple[Server, str]) -> None:
         server, second = running
-        remote = remote_http.ask([f"http://{server.peer_address}"], parsed().peer_tls, 10.0, QUIET)
+        remote = remote_http.ask([f"http://{server.peer_address}"], parsed().peer_tls, 10.0, QUIET, Level.WARN)
         assert remote is not None
         with Api(server.address) as api:
             listed = api(MemberListRequest())
@@ -252,6 +252,6 @@ class TestReference:
 
     def test_kvorum_does_not_join_it(self, running: tuple[Server, str]) -> None:
         server, _ = running
-        remote = remote_http.ask([f"http://{server.peer_address}"], parsed().peer_tls, 10.0, QUIET)
+        remote = remote_http.ask([f"http://{server.peer_address}"], parsed().peer_tls, 10.0, QUIET, Level.WARN)
         assert remote is not None
         assert remote.incompatible == "its members are not kvorum's"

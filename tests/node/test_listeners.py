@@ -72,8 +72,8 @@ def test_a_port_in_use(port: int) -> None:
 
 def test_nobody_is_let_in_before_the_member_listens(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    bound = listeners.bind([(parse_url(f"http://127.0.0.1:{port}"), Serves.PEERS)], False)
-    bound += listeners.bind([(parse_url("unix://k"), Serves.PEERS)], False)
+    bound = listeners.bind([(parse_url(f"http://127.0.0.1:{port}"), Serves.ALL)], False)
+    bound += listeners.bind([(parse_url("unix://k"), Serves.ALL)], False)
     try:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), timeout=5)
@@ -81,6 +81,16 @@ def test_nobody_is_let_in_before_the_member_listens(port: int, tmp_path: Path, m
             client.connect("k")
         listeners.listen(bound)
         socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    finally:
+        listeners.close(bound)
+
+
+def test_members_are_let_in_by_raft(port: int) -> None:
+    bound = listeners.bind([(parse_url(f"http://127.0.0.1:{port}"), Serves.PEERS)], False)
+    try:
+        listeners.listen(bound)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=5)
     finally:
         listeners.close(bound)
 

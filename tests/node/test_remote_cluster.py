@@ -185,7 +185,7 @@ class Asked:
     def __init__(self, *urls: str, tls: PeerTls | None = None, timeout_s: float = TIMEOUT_S) -> None:
         lines: list[dict[str, str]] = []
         log = Logger((lambda _level, line: lines.append(orjson.loads(line)),), Level.INFO, LogFormat.JSON)
-        self.cluster = remote_http.ask(urls, tls or config().peer_tls, timeout_s, log)
+        self.cluster = remote_http.ask(urls, tls or config().peer_tls, timeout_s, log, Level.WARN)
         self.errors = [line["error"] for line in lines]
         assert all(line["msg"] == "failed to get cluster response" for line in lines)
 
