@@ -18,10 +18,11 @@ class OneThread:
 
     def __call__(self, work: Callable[[], None], done: Done) -> None:
         def ended(future: Future[None]) -> None:
-            self._loop.call_soon_threadsafe(done, future.exception())
+            if not future.cancelled():
+                self._loop.call_soon_threadsafe(done, future.exception())
 
         self._executor.submit(work).add_done_callback(ended)
 
     def close(self) -> None:
-        """Waits for what is under way, drops what has not begun. Inside the loop, whose callbacks still come."""
+        """Waits for what is under way; what has not begun is dropped, and nobody told. Inside the loop."""
         self._executor.shutdown(cancel_futures=True)

@@ -15,6 +15,7 @@ from node.raft.core import Message
 from node.raft.peers.channel import peer_channel
 from node.raft.peers.identity import Identity
 from node.raft.peers.incoming import PEER_SERVER_LIMITS
+from node.raft.peers.tls import PeerTls
 from node.raft.snapshots import sender as sender_module
 from node.raft.snapshots import sending as sending_module
 from node.raft.snapshots.places import RECEIVED, RECEIVING, place
@@ -23,6 +24,7 @@ from node.raft.snapshots.sender import SNAPSHOT_CLIENT_LIMITS, SendFailed, Sendi
 from node.raft.snapshots.sending import PROCESSES_MAX, SnapshotSending, pause_after
 from node.raft.snapshots.thread import OneThread
 from node.raft.snapshots.transfer import CHUNK_BYTES
+from node.self_signed import write_certificate
 from tests.apply.shell import Lines
 from tests.raft.peers.members import Place, TestMember, close, run, until
 from tests.raft.snapshots.cuts import Way
@@ -68,13 +70,14 @@ class Slow:
 class Follower:
     """A member that can be sent snapshots, and the way to it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, tls: PeerTls | None = None) -> None:
         self.thread = OneThread(asyncio.get_running_loop(), "snapshots")
         self.disk = Slow(self.thread)
         self.under_test = ReceiverUnderTest(directory, self.disk)
-        where = Place.tcp()
+        where = Place.tcp("http" if tls is None else "https")
         self.way = Way(where.port)
-        self.member = TestMember(FOLLOWER, [where], cluster_id=CLUSTER, routes=self.under_test.receiver.routes)
+        routes = self.under_test.receiver.routes
+        self.member = TestMember(FOLLOWER, [where], cluster_id=CLUSTER, routes=routes, tls=tls)
 
     async def __aenter__(self) -> "Follower":
         await self.member.start()
@@ -287,13 +290,13 @@ def test_a_checkpoint_that_shrinks_is_an_error(tmp_path: Path, checkpoint: Path)
 class Processes:
     """What raft's loop starts, and what it was told."""
 
-    def __init__(self, follower: Follower) -> None:
+    def __init__(self, follower: Follower, tls: PeerTls | None = None) -> None:
         self.told: list[tuple[int, bool]] = []
         self.log = Lines()
         self.urls = {FOLLOWER: [follower.way.url]}
         self.sending = SnapshotSending(
             identity=Identity(CLUSTER, LEADER),
-            tls=None,
+            tls=tls,
             urls=lambda member: self.urls.get(member, [follower.way.url]),
             on_sent=lambda member, ok: self.told.append((member, ok)),
             log=LogSettings(outputs=("/dev/null",)),
@@ -326,6 +329,24 @@ def test_a_process_of_its_own_sends(tmp_path: Path, checkpoint: Path) -> None:
             assert figures["etcd_network_snapshot_send_failures"] == [[["2"], 0]]
             ((_, duration),) = figures["etcd_network_snapshot_send_total_duration_seconds"]
             assert duration["count"] == 1
+            processes.sending.close()
+
+    run(test)
+
+
+def test_with_tls_both_show_certificates(tmp_path: Path, checkpoint: Path) -> None:
+    cert, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    write_certificate(cert, key, ["127.0.0.1"], 1)
+    tls = PeerTls(cert_file=cert, key_file=key, trusted_ca_file=cert, client_cert_auth=True)
+
+    async def test() -> None:
+        async with Follower(tmp_path / "follower", tls) as follower:
+            processes = Processes(follower, tls)
+            processes.urls[FOLLOWER] = [follower.way.url.replace("http:", "https:")]
+            processes.sending.send(snap(), str(checkpoint))
+            await until(lambda: bool(processes.told))
+            assert processes.told == [(FOLLOWER, True)]
+            assert contents(follower.received) == contents(checkpoint)
             processes.sending.close()
 
     run(test)
