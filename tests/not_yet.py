@@ -22,9 +22,6 @@ NOT_YET: Final = {
     "test_revisions.py::test_V10_V11_replies_without_revision_and_without_header": "Snapshot",
     "test_libraries.py::test_grpcio_server_stream": "Snapshot",
     "test_libraries.py::test_rust_client_locks_one_at_a_time": "Lock",
-    "crash/test_cluster.py::test_faults_lose_and_repeat_nothing": "clusters",
-    "test_local_cluster.py::test_three_members_serve_stop_and_go_on": "clusters",
-    "test_local_cluster.py::test_a_member_that_dies_is_reported_and_the_others_go_on": "clusters",
     "test_etcdctl.py::test_snapshot_save_and_what_etcdutl_reads_in_it": "Snapshot",
 }
 
