@@ -160,14 +160,14 @@ class Reconfiguration:
 
     def ask(self, node: RawNode, ask: Asked) -> None:
         """A front of this member, or of another one that passes it on, wants the members or the leader changed."""
-        if node.lead == NOBODY:
-            self._refuse(ask, errors.NO_LEADER)
-        elif ask.op == Op.MOVE_LEADER:
+        if ask.op == Op.MOVE_LEADER:
             self._move_leader(node, ask)
-        elif ask.op == Op.MEMBER_PROMOTE and not node.leads:
+        elif ask.op == Op.MEMBER_PROMOTE and not node.leads and node.lead != NOBODY:
             self._pass_on(node.lead, ask)
         else:
             refusal = changes.refusal(ask.op, MemberChange.FromString(ask.body), self._surroundings(node))
+            if node.lead == NOBODY and refusal in (None, errors.NOT_LEADER):
+                refusal = errors.NO_LEADER
             if refusal is not None:
                 self._refuse(ask, refusal)
             elif self._leadership.granted:

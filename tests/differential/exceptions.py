@@ -23,7 +23,7 @@ EXCEPTIONS: Final = {
     "X14": "watch progress on request: 3.5.1 may overtake events",
     "X16": "watch: 3.5.1 may repeat events after a slow stream and lose events around a compaction",
     "X17": "--listen-client-http-urls: absent in 3.5.1",
-    "X18": "what a learner does not serve: 3.5.1 answers Unavailable",
+    "X18": "what a learner does not serve: 3.5.1 answers Unavailable, also to grpc health",
     "X19": "MemberAdd under the strict rules: 3.5.1 wants all members connected, not a quorum",
     "X26": "NOSPACE: 3.5.1 does not look at puts in nested transactions",
     "X29": "Downgrade: CANCEL with none running, the version's text; ENABLE and CANCEL do it but time out in 3.5.1",
@@ -44,6 +44,7 @@ EXCEPTIONS: Final = {
     "G11": "gRPC with another content type or method: 3.5.1 resets the stream",
     "PU1": "Put in a transaction with an unknown lease on an absent key: 3.5.1 looks for the key first",
     "MA11": "Alarm with an unknown type crashes 3.5.1",
+    "MA25": "MoveLeader to a member that is down: the reference waits for the client's deadline, which ends the call",
     "M15": "MemberRemove of the only voter without the strict rules crashes the reference, again at each start",
     "H5": "HashKV over no live key: the rows counted depend on how far a background compaction has come",
 }
