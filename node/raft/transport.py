@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from node.raft.core import Message
+from node.stats import Figures
 
 
 class TransportHandlers(Protocol):
@@ -48,3 +49,6 @@ class Transport(Protocol):
 
     def connected_since(self, member: int) -> float | None:
         """The time (monotonic seconds) since when messages to `member` have left without a break; None: they do not."""
+
+    def figures(self) -> Figures:
+        """What is published of the connections to the other members; see `node.stats`."""

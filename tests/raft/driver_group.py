@@ -18,6 +18,7 @@ from node.raft.driver import Driver
 from node.raft.start import METADATA, found
 from node.raft.wal.errors import LogFull
 from node.raft.wal.log import WriteAheadLog, holds_log
+from node.stats import Figures
 from tests.apply.entries import INCARNATION, MEMBER, batch
 from tests.apply.shell import FRONT, Clock, FakeLinks, Lines, answers
 from tests.raft.simulated_disk import SimulatedDirectory, SimulatedDisk
@@ -81,6 +82,9 @@ class Wire:
     def connected_since(self, member: int) -> float | None:
         cut = self._network.cut
         return 0.0 if member in self.members and not {self._member, member} & cut else None
+
+    def figures(self) -> Figures:
+        return {}
 
 
 class Network:

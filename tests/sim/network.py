@@ -13,6 +13,7 @@ from typing import Protocol
 from node.raft.core import Message, MessageType
 from node.raft.peers.codec import decode, encode
 from node.raft.transport import TransportHandlers
+from node.stats import Figures
 from tests.sim.clock import Scheduler
 from tests.sim.database import Files
 from tests.sim.worker import Worker
@@ -163,6 +164,10 @@ class Endpoint:
             return None
         since = self._network.connected_since(self.member, member)
         return None if since is None else self._to_clock(since)
+
+    def figures(self) -> Figures:
+        """See Transport."""
+        return {}
 
     # within
 
