@@ -7,8 +7,9 @@ the ends of disk writes. Each input ends in `_work`, which does what the consens
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from kvorum import errors
 from kvorum.errors import Status
@@ -16,6 +17,7 @@ from kvorum.pb.internal_pb2 import MembershipState
 from node.config import Config
 from node.frames import (
     APPLIED,
+    CHECKPOINT_ASK,
     ENTRY_HEADER,
     FLUSHED,
     FORWARD,
@@ -52,6 +54,7 @@ from node.raft.leadership import Leadership
 from node.raft.proposals import Held, Proposals, entries_of
 from node.raft.read_context import ReadContext
 from node.raft.reconfiguration import Reconfiguration
+from node.raft.snapshots.outgoing import Outgoing
 from node.raft.start import check_applied, force_new_cluster, starting_state
 from node.raft.storage import LogStorage
 from node.raft.transport import Transport
@@ -95,6 +98,22 @@ FORWARDED_CHANGE: Final = b"c"
 """First byte of what members send each other beside the core's messages."""
 
 
+class ReceivedSnapshots(Protocol):
+    """The snapshots that came from other members, by index, and what becomes of them."""
+
+    def decide(self, index: int) -> None:
+        """The log has the record of this one on disk: the next generation begins with it."""
+
+    def refuse(self, index: int) -> None:
+        """The core does not want this one."""
+
+    def is_decided(self) -> bool:
+        """Whether one waits for apply to begin with it."""
+
+    def remove(self, path: str) -> None:
+        """A checkpoint of this member's own has served its followers."""
+
+
 class Driver:
     """One member's consensus core with its log, its links to the member's other processes and to the other members.
 
@@ -112,6 +131,7 @@ class Driver:
         remotes: Mapping[int, Sequence[str]],
         links: Streams,
         log: WriteAheadLog,
+        received: ReceivedSnapshots,
         disk: Disk,
         transport: Transport,
         now: Callable[[], float],
@@ -125,6 +145,7 @@ class Driver:
         self._config = config
         self._links = links
         self._log = log
+        self._received = received
         self._disk = disk
         self._transport = transport
         self._now = now
@@ -134,7 +155,8 @@ class Driver:
         self._restart = restart
         self._fronts = [Process.FRONT + i for i in range(config.front_workers)]
         self._request_timeout_s = 5 + 2 * config.election_timeout_s
-        self._storage = LogStorage(log)
+        self._outgoing = Outgoing()
+        self._storage = LogStorage(log, self._offer_snapshot)
         self._writer = LogWriter(log, disk, self._deliver, self._snapshot_recorded, logger)
         self._proposals = Proposals()
         self._context = ReadContext(member_id, incarnation)
@@ -152,6 +174,8 @@ class Driver:
         )
         self._node: RawNode | None = None  # until apply said where it stands
         self._working = False
+        self._over = False  # `finish` or `restart` was called
+        self._installing = 0  # the index of the snapshot that the core wants in place of everything
         self._handed = 0  # the last entry that the core gave out to be applied
         self._sent = 0  # the last one that apply was sent
         self._backlog_bytes = 0  # of those given out and not sent
@@ -165,10 +189,19 @@ class Driver:
         """The members as far as the log was given out."""
         return self._members.membership
 
+    @property
+    def standing(self) -> tuple[int, int]:
+        """(term, commit index) as this member knows them."""
+        if self._node is None:
+            return self._log.hard_state.term, self._log.hard_state.commit
+        return self._node.term, self._node.commit
+
     # what arrives
 
     def on_control(self, frames: Sequence[Frame]) -> None:
         """What the member's other processes say apart from the streams; also call it when they granted credit."""
+        if self._over:
+            return
         for frame in frames:
             kind = frame.kind
             if kind == Kind.READ_ASK:
@@ -185,6 +218,8 @@ class Driver:
             elif kind == Kind.GRANT_RETURNED:
                 assert self._node is not None
                 self._members.on_grant_returned(self._node)
+            elif kind == Kind.CHECKPOINT:
+                self._on_checkpoint(frame.data[HEADER_BYTES:])
             elif kind == Kind.APPLIED:
                 state = MembershipState.FromString(frame.data[HEADER_BYTES + APPLIED.size :])
                 index, term = APPLIED.unpack_from(frame.data, HEADER_BYTES)
@@ -198,6 +233,8 @@ class Driver:
 
     def on_data(self, frames: Sequence[Frame]) -> None:
         """What the fronts and apply want proposed, or carried to the leader."""
+        if self._over:
+            return
         fresh: list[Held] = []
         now = self._now()
         for frame in frames:
@@ -218,7 +255,7 @@ class Driver:
     def on_messages(self, sender: int, messages: Sequence[Message]) -> None:
         """Messages of another member, which the transport has made sure of."""
         node = self._node
-        if node is None:
+        if node is None or self._over:
             return
         proposed: list[Held] = []
         for message in messages:
@@ -240,7 +277,7 @@ class Driver:
     def on_forward(self, sender: int, payload: bytes) -> None:
         """What another member's raft process sent beside the core's messages."""
         node = self._node
-        if node is None:
+        if node is None or self._over:
             return
         kind, body = payload[:1], payload[1:]
         if kind == FORWARDED_READS:
@@ -262,24 +299,30 @@ class Driver:
 
     def on_snapshot_sent(self, member: int, ok: bool) -> None:
         """What became of a snapshot for `member`."""
-        if self._node is not None:
+        self._outgoing.end(member, self._now())
+        if self._node is not None and not self._over:
             self._node.report_snapshot(member, failed=not ok)
             self._work()
 
     def on_snapshot_received(self, message: Message) -> None:
-        """A snapshot is here, whole and on disk."""
-        if self._node is not None:
+        """A snapshot is here, whole and on disk: the core says whether it is wanted."""
+        assert message.snapshot is not None
+        if self._node is not None and not self._over:
             self._node.step(message)
             self._work()
+        if self._installing != message.snapshot.index:
+            self._received.refuse(message.snapshot.index)
 
     def on_removed(self) -> None:
         """Another member says that this one was removed; it may never see the entry that says so."""
-        self._finish(REMOVED)
+        if not self._over:
+            self._over = True
+            self._finish(REMOVED)
 
     def tick(self) -> None:
         """A heartbeat interval has passed."""
         node = self._node
-        if node is None:
+        if node is None or self._over:
             return
         self._writer.tick()
         self._leadership.tick(node)
@@ -291,9 +334,10 @@ class Driver:
         if node.leads:
             self._watch_apply(node)
         self._reply_to(self._members.late_transfers(node))
+        for path in self._outgoing.expire(self._now()):
+            self._disk.run(partial(self._received.remove, path))
         if self._members.is_over:
-            self._finish(REMOVED)
-            return
+            self.on_removed()
         self._work()
 
     # the core
@@ -302,6 +346,10 @@ class Driver:
         """Apply stands at `index`: the log must know that entry and all after it."""
         assert self._node is None, "apply said twice where it stands"
         config = self._config
+        if index < self._log.snapshot.index and self._received.is_decided():
+            self._over = True
+            self._restart(f"apply began before the snapshot of entry {self._log.snapshot.index} was in its place")
+            return
         check_applied(self._log, config, index, term)
         if config.force_new_cluster:
             dropped = force_new_cluster(self._log, self._id, state, index)
@@ -337,17 +385,20 @@ class Driver:
     def _work(self) -> None:
         """Does what the core wants done, until it wants nothing."""
         node = self._node
-        if node is None or self._working:
+        if node is None or self._working or self._over:
             return
         self._working = True
         try:
-            while node.has_ready():
+            while node.has_ready() and not self._over:
                 self._do_ready(node)
                 if self._leadership.must_ask(node):
                     self._leadership.ask(node)
             if self._leadership.announce(node, self._handed):
                 self._executed_at = self._now()
                 self._reply_to(self._members.on_leader(node))
+            number = self._outgoing.ask()
+            if number is not None:
+                self._links.send_control(Process.APPLY, Kind.CHECKPOINT_ASK, CHECKPOINT_ASK.pack(number))
         finally:
             self._working = False
         if self._proposals and not self._writer.syncing and node.lead != NOBODY and node.lead_transferee == NOBODY:
@@ -377,6 +428,8 @@ class Driver:
         if ready.committed:
             self._hand_out(node, ready.committed)
         if append is not None:
+            if append.snapshot is not None:
+                self._installing = append.snapshot.index
             self._writer.write(append)
         if applied is not None:
             for response in applied.responses:
@@ -617,6 +670,8 @@ class Driver:
         log.sync()
         self._logger.info("saved snapshot to disk", snapshot_index=flushed)
         compact = flushed - self._config.snapshot_catchup_entries
+        if (floor := self._outgoing.floor) is not None:
+            compact = min(compact, floor)  # whoever starts from that checkpoint goes on with the log
         if compact > 0:
             self._storage.compact(compact)
             released = log.release(compact, self._config.max_wals)
@@ -624,19 +679,34 @@ class Driver:
             if released:
                 self._disk.run(log.remove_released)
 
+    def _offer_snapshot(self, least_index: int) -> Snapshot | None:
+        """For a member that lags behind the log. It refuses one whose configuration does not name it."""
+        return self._outgoing.snapshot(self._now(), max(least_index, self._members.last_change))
+
+    def _on_checkpoint(self, payload: bytes) -> None:
+        snapshot = self._outgoing.on_checkpoint(payload, self._now())
+        if snapshot is None:
+            self._logger.warn("failed to make a snapshot for a member that lags behind", error=self._outgoing.failure)
+
     def _send_snapshot(self, message: Message) -> None:
-        raise NotImplementedError
+        assert message.snapshot is not None
+        path = self._outgoing.begin(message.snapshot, message.to)
+        index = message.snapshot.index
+        self._logger.info("sending a snapshot", remote_peer_id=f"{message.to:x}", snapshot_index=index, path=path)
+        self._transport.send_snapshot(message, path)
 
     def _snapshot_recorded(self, snapshot: Snapshot) -> None:
-        raise NotImplementedError
+        """The log begins behind the snapshot from now on, and so must everything else."""
+        self._received.decide(snapshot.index)
+        self._over = True
+        self._restart(f"installs the snapshot of entry {snapshot.index}")
 
     # for the others
 
     def state(self) -> dict[str, Any]:
         """What Status, the health pages and the metrics show of raft."""
         node = self._node
-        term = node.term if node is not None else self._log.hard_state.term
-        commit = node.commit if node is not None else self._log.hard_state.commit
+        term, commit = self.standing
         leader = node.lead if node is not None else NOBODY
         learner = self._members.is_learner
         return {

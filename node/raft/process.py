@@ -20,6 +20,10 @@ from node.raft.driver import Driver
 from node.raft.peers.identity import Identity
 from node.raft.peers.tls import PeerTls
 from node.raft.peers.transport import PeerTransport
+from node.raft.snapshots import places
+from node.raft.snapshots.receiver import Receiver, Standing
+from node.raft.snapshots.sending import SnapshotSending
+from node.raft.snapshots.thread import OneThread
 from node.raft.start import open_log
 from node.raft.wal.log import WriteAheadLog
 
@@ -64,6 +68,31 @@ class LogThreads:
         self._housekeeping.shutdown()
 
 
+class SnapshotPlaces:
+    """`ReceivedSnapshots` of the driver."""
+
+    def __init__(self, receiver: Receiver, snap_path: str) -> None:
+        self._receiver = receiver
+        self._snap_path = snap_path
+        self._files = places.Files()
+
+    def decide(self, index: int) -> None:
+        """See `ReceivedSnapshots`."""
+        self._receiver.decide(index)
+
+    def refuse(self, index: int) -> None:
+        """See `ReceivedSnapshots`."""
+        self._receiver.refuse(index)
+
+    def is_decided(self) -> bool:
+        """See `ReceivedSnapshots`."""
+        return places.decided(self._snap_path, self._files) is not None
+
+    def remove(self, path: str) -> None:
+        """See `ReceivedSnapshots`."""
+        self._files.remove(path)
+
+
 class Raft:
     """The shell: what arrives goes to the driver, and the clock ticks."""
 
@@ -78,13 +107,36 @@ class Raft:
         self._fail = fail
         self._threads = LogThreads(log, loop, logger)
         self._interval_s = child.config.heartbeat_interval_s
+        identity = Identity(child.cluster_id, child.member_id)
+        tls = peer_tls(child.config)
+        self._snapshot_thread = OneThread(loop, "snapshot")
+        self._receiver = Receiver(
+            identity=identity,
+            snap_path=child.config.snap_path,
+            removed=lambda: self._transport.removed,
+            standing=lambda: Standing(*self.driver.standing),
+            on_received=lambda message: self.driver.on_snapshot_received(message),
+            run_aside=self._snapshot_thread,
+            now=time.monotonic,
+            logger=logger,
+        )
+        self._sending = SnapshotSending(
+            identity=identity,
+            tls=tls,
+            urls=lambda member: self._transport.urls_of(member),
+            on_sent=lambda member, ok: self.driver.on_snapshot_sent(member, ok),
+            log=child.config.log,
+            logger=logger,
+        )
         self._transport = PeerTransport(
-            identity=Identity(child.cluster_id, child.member_id),
+            identity=identity,
             listeners=child.listeners,
-            tls=peer_tls(child.config),
+            tls=tls,
             members=lambda: self.driver.membership.members(),
             cluster_version=lambda: self.driver.membership.cluster_version,
             logger=logger,
+            routes=self._receiver.routes,
+            send_snapshot=self._sending.send,
         )
         self.driver = Driver(
             member_id=child.member_id,
@@ -93,6 +145,7 @@ class Raft:
             remotes=dict(child.remotes),
             links=links,
             log=log,
+            received=SnapshotPlaces(self._receiver, child.config.snap_path),
             disk=self._threads,
             transport=self._transport,
             now=time.monotonic,
@@ -124,7 +177,8 @@ class Raft:
         return self.links.data_left
 
     def tick(self) -> None:
-        """See Shell: the raft process has a clock of its own."""
+        """See Shell; the driver has a clock of its own."""
+        self._receiver.tick()
 
     def _on_tick(self) -> None:
         now = self._loop.time()
@@ -146,7 +200,9 @@ class Raft:
         while self.driver.handing_over and self._loop.time() < give_up_at:
             await asyncio.sleep(HAND_OVER_LOOK_S)
         self._timer.cancel()
+        self._sending.close()
         await self._transport.close()
+        self._snapshot_thread.close()
         self._threads.close()
         self._log.close()
 
@@ -180,6 +236,7 @@ def main(child: ChildContext) -> None:
     sys.setswitchinterval(THREAD_SWITCH_S)
     logger = Logger.open(child.config.log)
     log = open_log(child, logger)
+    places.settle(child.config.snap_path, log.snapshot.index, places.Files())
 
     def build(fail: event_loop.Fail) -> Raft:
         fronts = [Process.FRONT + i for i in range(child.config.front_workers)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from node.raft.core.messages import Entry, Snapshot
@@ -17,17 +18,15 @@ class LogStorage:
     What lies before `compact` is no longer sent: a member so far behind is served faster by a snapshot.
     """
 
-    __slots__ = ("_compacted", "_log", "_read", "_term_of", "offered", "wanted")
+    __slots__ = ("_compacted", "_log", "_offer", "_read", "_term_of")
 
-    def __init__(self, log: WriteAheadLog) -> None:
+    def __init__(self, log: WriteAheadLog, offer: Callable[[int], Snapshot | None]) -> None:
+        """`offer` gives the snapshot for a member that is too far behind, none older than the index it is told."""
         self._log = log
+        self._offer = offer
         self._read = log.read
         self._term_of = log.term_of
         self._compacted = 0
-        self.offered: Snapshot | None = None
-        """What a member too far behind is sent."""
-        self.wanted = False
-        """A snapshot was asked for, and there was none to offer."""
 
     @property
     def first_index(self) -> int:
@@ -49,11 +48,7 @@ class LogStorage:
 
     def snapshot(self) -> Snapshot | None:
         """See `Storage`. One that the log does not continue from is of no use."""
-        offered = self.offered
-        if offered is None or offered.index + 1 < self.first_index:
-            self.wanted = True
-            return None
-        return offered
+        return self._offer(self.first_index - 1)
 
     def compact(self, index: int) -> None:
         """Entries up to `index`, which are all applied, are not sent any more."""

@@ -87,6 +87,27 @@ class Wire:
         return {}
 
 
+class Received:
+    """`ReceivedSnapshots`: what was said of them."""
+
+    def __init__(self) -> None:
+        self.decided: list[int] = []
+        self.refused: list[int] = []
+        self.removed: list[str] = []
+
+    def decide(self, index: int) -> None:
+        self.decided.append(index)
+
+    def refuse(self, index: int) -> None:
+        self.refused.append(index)
+
+    def is_decided(self) -> bool:
+        return bool(self.decided)
+
+    def remove(self, path: str) -> None:
+        self.removed.append(path)
+
+
 class Network:
     """What is on its way; `cut` members hear and say nothing."""
 
@@ -144,6 +165,7 @@ class RaftUnderTest:
         network = network or Network()
         self.disk_thread = HeldDisk(self.wal)
         self.wire = Wire(network, member)
+        self.received = Received()
         self.driver = Driver(
             member_id=member,
             incarnation=INCARNATION,
@@ -151,6 +173,7 @@ class RaftUnderTest:
             remotes={},
             links=cast(Links, self.links),
             log=self.wal,
+            received=self.received,
             disk=self.disk_thread,
             transport=self.wire,
             now=self.clock,

@@ -20,6 +20,10 @@ class MemberDisk:
         self.log = SimulatedDisk()
         self.database = Files()
         self.checkpoints: dict[str, Files] = {}
+        self.received: dict[int, Files] = {}
+        """Snapshots that came from others, by index: whole and on disk."""
+        self.decided: dict[int, Files] = {}
+        """Those of which the log has the record: the next database."""
         self.sync_s = 0.002
         """A sync takes about so long."""
         self.crash_after: int | None = None
@@ -56,6 +60,37 @@ class MemberDisk:
         self.log.open_files = 0
         self.database = self.database.crash(random)
         self._watch()
+
+
+class ReceivedSnapshots:
+    """`ReceivedSnapshots` of the driver; what `node/raft/snapshots/places.py` does with names is done here at once."""
+
+    def __init__(self, disk: MemberDisk) -> None:
+        self._disk = disk
+
+    def settle(self, recorded_index: int) -> None:
+        """At the start: what the last generation began."""
+        for index in list(self._disk.received):
+            if index == recorded_index and index not in self._disk.decided:
+                self.decide(index)
+            else:
+                self.refuse(index)
+
+    def decide(self, index: int) -> None:
+        """See `ReceivedSnapshots`."""
+        self._disk.decided[index] = self._disk.received.pop(index)
+
+    def refuse(self, index: int) -> None:
+        """See `ReceivedSnapshots`."""
+        del self._disk.received[index]
+
+    def is_decided(self) -> bool:
+        """See `ReceivedSnapshots`."""
+        return bool(self._disk.decided)
+
+    def remove(self, path: str) -> None:
+        """See `ReceivedSnapshots`."""
+        self._disk.checkpoints.pop(path, None)
 
 
 class Sync:

@@ -28,7 +28,7 @@ from node.raft.wal.log import WriteAheadLog, holds_log
 from node.watch.process import Watch
 from tests.sim.clock import MemberClock, Scheduler
 from tests.sim.database import Files, SimulatedDatabase
-from tests.sim.disk import LogThreads, MemberDisk
+from tests.sim.disk import LogThreads, MemberDisk, ReceivedSnapshots
 from tests.sim.front import SimulatedFront
 from tests.sim.links import GenerationLinks, SimulatedLinks
 from tests.sim.network import Endpoint, Network
@@ -198,11 +198,21 @@ class _Host:
 
     def open_store(self, lessor: Lessor, identity: Identity) -> Store:
         member = self._generation.member
+        self._install(member.disk)
         store = _ObservedStore(
             SimulatedDatabase(member.disk.database, member.disk.checkpoints), lessor, identity, cache_bytes=1 << 14
         )
         store.report = lambda revisions: member.world.on_revisions(member.id, revisions)
         return store
+
+    def _install(self, disk: MemberDisk) -> None:
+        """What apply does with the snapshot that raft decided on."""
+        if disk.decided:
+            index = max(disk.decided)
+            files = disk.decided[index]
+            if index >= SimulatedDatabase(disk.database).position.cursor.index:
+                disk.database = Files(dict(files.flushed))
+            disk.decided.clear()
 
     def free_bytes(self) -> int:
         return 1 << 40
@@ -361,6 +371,8 @@ class Generation:
         member = self.member
         worker = self.raft
         log = self._log = self._open_log()
+        received = ReceivedSnapshots(member.disk)
+        received.settle(log.snapshot.index)
         links = self._links.links_of(Process.RAFT, [Process.APPLY, FRONT])
         clock = member.clock
         began = clock()
@@ -379,6 +391,7 @@ class Generation:
             remotes=member.remotes,
             links=links,
             log=log,
+            received=received,
             disk=LogThreads(log, member.disk, worker, self.scheduler),
             transport=endpoint,
             now=worker.now,
@@ -438,10 +451,18 @@ class Generation:
         self.world.on_ended(self.member, f"restarts: {why}")
 
     def _on_snapshot(self, message: Message, files: Files) -> Message | None:
-        raise NotImplementedError
+        """A snapshot has come: kept, unless it is of no use, or another one waits."""
+        snapshot = message.snapshot
+        assert snapshot is not None
+        term, commit = self.driver.standing
+        disk = self.member.disk
+        if message.term < term or snapshot.index <= commit or disk.received:
+            return None
+        disk.received[snapshot.index] = Files(dict(files.flushed))
+        return message
 
     def _checkpoint(self, path: str) -> Files:
-        raise NotImplementedError
+        return self.member.disk.checkpoints[path]
 
 
 def member_config(base: Config, settings: Settings, name: str) -> Config:

@@ -132,6 +132,11 @@ class PeerTransport:
                 peer_or_none.set_urls(member_urls)
         self._incoming.expel(self.removed)
 
+    def urls_of(self, member: int) -> Sequence[str]:
+        """Where a member is reached; nowhere if it is none."""
+        peer = self._peers.get(member)
+        return peer.urls if peer is not None else ()
+
     def send(self, messages: Sequence[Message]) -> None:
         """See Transport."""
         peers = self._peers
