@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, Protocol
 
+from node import config
+
 HOUR_S: Final = 3600.0
 REVISION_INTERVAL_S: Final = 300.0
 SAMPLES_PER_INTERVAL: Final = 10
@@ -70,3 +72,12 @@ class Revision:
     def done(self, now_s: float, revision: int) -> None:
         """See AutoCompaction."""
         self._last = revision
+
+
+def of_settings(settings: config.AutoCompaction, now_s: float) -> AutoCompaction | None:
+    """Automatic compaction as the flags want it; None when it is off (C14)."""
+    if not settings.enabled:
+        return None
+    if settings.mode is config.CompactionMode.PERIODIC:
+        return Periodic(settings.retention_s, now_s)
+    return Revision(settings.retention_revisions, now_s)

@@ -5,12 +5,12 @@ Nothing here insists: a proposal that is refused, or lost with a leader, is made
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from kvorum.pb.rpc_pb2 import AlarmRequest, AlarmType, CompactionRequest, LeaseRevokeRequest
 from node.apply.auto_compaction import AutoCompaction
-from node.frames import Kind, Process
+from node.frames import HEADER_BYTES, Kind, Process
 from node.log import Logger
 from node.requests import REPLY, Op, pack_batch, pack_record
 
@@ -89,3 +89,12 @@ class OwnRequests:
         batch = pack_batch(Process.APPLY, self._member_id, self._incarnation, sequence, [pack_record(op, body)])
         self._send(Process.RAFT, Kind.PROPOSALS, batch)
         return sequence
+
+
+def split_replies(data: bytes) -> Iterator[bytes]:
+    """The packed replies of a frame, one by one."""
+    at = HEADER_BYTES
+    while at < len(data):
+        end = at + REPLY.size + REPLY.unpack_from(data, at)[1]
+        yield data[at:end]
+        at = end

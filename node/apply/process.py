@@ -18,7 +18,7 @@ from kvorum.pb.rpc_pb2 import AlarmType
 from node import malloc, membership
 from node.apply import alarms, lease
 from node.apply.alarms import Alarms
-from node.apply.auto_compaction import AutoCompaction, Periodic, Revision
+from node.apply.auto_compaction import of_settings
 from node.apply.checkpoint import Checkpoints
 from node.apply.compactor import Compactor
 from node.apply.feed import Feed
@@ -31,11 +31,10 @@ from node.apply.machine import Machine
 from node.apply.mvcc.database import Database
 from node.apply.mvcc.message import Identity
 from node.apply.outbox import Outbox
-from node.apply.own_requests import OwnRequests
+from node.apply.own_requests import OwnRequests, split_replies
 from node.apply.reads import Reads
 from node.apply.space import is_no_space, shortage
 from node.child import ChildContext
-from node.config import CompactionMode
 from node.frames import (
     APPLIED,
     CHECKPOINT_ASK,
@@ -57,7 +56,7 @@ from node.link import Streams
 from node.link_zmq import Arrivals, BlockingReader, Links
 from node.log import Logger
 from node.membership import Membership
-from node.requests import REPLY, Op
+from node.requests import Op
 
 TICK_S: Final = 0.5
 """How often leases, the quota and automatic compaction are looked at; also how long a poll may sleep."""
@@ -142,7 +141,7 @@ class Apply:
         self._read_index = self._reads.read_index
         self._serving = False
         self._members_told = 0  # of the changes that the membership counts
-        self._progress_told = self._machine.applied_index
+        self._has_progress = False  # that raft was not told of
         self._progress_at = 0.0
         self._working = host.working
         self._entries: deque[Frame] = deque()
@@ -159,7 +158,7 @@ class Apply:
             member_id=child.member_id,
             incarnation=child.incarnation,
             send=links.send,
-            auto_compaction=_auto_compaction(config, host.now()),
+            auto_compaction=of_settings(config.auto_compaction, host.now()),
             logger=logger,
             timeout_s=request_timeout_s,
         )
@@ -196,10 +195,12 @@ class Apply:
             until = min(until, self._retry_at)
         if self._reads.long_reads or self._checkpoints.busy:  # they wait for a thread, or for their front
             until = min(until, now + TASK_PATIENCE_S)
-        for due_at in (self._compactor.due_at, self._read_index.due_at):
-            if due_at is not None:
-                until = min(until, due_at)
-        if self._progress_told != self._machine.applied_index:
+        due_at = self._compactor.due_at
+        if due_at is not None:
+            until = min(until, due_at)
+        if self._read_index.waiting and (due_at := self._read_index.due_at) is not None:
+            until = min(until, due_at)
+        if self._has_progress:
             until = min(until, self._progress_at)
         return max(0.0, until - now)
 
@@ -244,7 +245,7 @@ class Apply:
         if now >= self._next_tick_at:
             self._next_tick_at = now + TICK_S
             self._tick(now)
-        if now >= self._progress_at and self._progress_told != self._machine.applied_index:
+        if self._has_progress and now >= self._progress_at:
             self._tell_progress(now)
         self._outbox.flush()
         self._send_events()
@@ -313,9 +314,9 @@ class Apply:
             self._links.send_control(process, Kind.MEMBERS, members)
 
     def _tell_progress(self, now: float) -> None:
-        self._progress_told = self._machine.applied_index
+        self._has_progress = False
         self._progress_at = now + PROGRESS_S
-        self._links.send_control(Process.RAFT, Kind.PROGRESS, PROGRESS.pack(self._progress_told))
+        self._links.send_control(Process.RAFT, Kind.PROGRESS, PROGRESS.pack(self._machine.applied_index))
 
     # entries
 
@@ -342,6 +343,7 @@ class Apply:
             return
         self._figures.commit_s.observe(self._now() - began)
         self._uncommitted = False
+        self._has_progress = True
         size = sum(frame.end - frame.start for frame in self._executed)
         if size:
             self._links.consume(Process.RAFT, Kind.ENTRIES, size)
@@ -474,26 +476,8 @@ class Apply:
             self._store.close()
 
 
-def split_replies(data: bytes) -> Iterator[bytes]:
-    """The packed replies of a frame, one by one."""
-    at = HEADER_BYTES
-    while at < len(data):
-        end = at + REPLY.size + REPLY.unpack_from(data, at)[1]
-        yield data[at:end]
-        at = end
-
-
 def _table(database: Database, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
     return database.scan(prefix, bytes((prefix[0] + 1,)))
-
-
-def _auto_compaction(config: Any, now: float) -> AutoCompaction | None:
-    settings = config.auto_compaction
-    if not settings.enabled:
-        return None
-    if settings.mode is CompactionMode.PERIODIC:
-        return Periodic(settings.retention_s, now)
-    return Revision(settings.retention_revisions, now)
 
 
 def main(child: ChildContext) -> None:

@@ -11,7 +11,7 @@ from kvorum import errors
 from kvorum.errors import Code
 from kvorum.pb.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from node.front.calls import Sink, unmarshal_error
-from node.front.member import Head, Member, UnaryHandler
+from node.front.member import Head, Member, UnaryHandler, admitted, needs_leader
 
 SERVING = HealthCheckResponse(status=HealthCheckResponse.SERVING).SerializeToString()
 SERVICE_UNKNOWN = HealthCheckResponse(status=HealthCheckResponse.SERVICE_UNKNOWN).SerializeToString()
@@ -44,10 +44,11 @@ class HealthWatch:
         self._member = member
         self._stream = stream
         self._asked = False
+        self._ended = False
         member.streams[self] = None
 
     def on_message(self, message: bytes) -> None:
-        if self._asked:
+        if self._asked or self._ended:
             return  # the wire refuses a second message of a server-streaming call
         self._asked = True
         try:
@@ -62,20 +63,32 @@ class HealthWatch:
             self._end(Code.INTERNAL, "cardinality violation: expected one request message")
 
     def on_cancel(self, _reason: object) -> None:
+        self._ended = True
         self._member.streams.pop(self, None)
+        self._member.leader_streams.pop(self, None)
 
     def stop(self, status: errors.Status) -> None:
         """See Stoppable."""
         self._end(*status)
 
     def _end(self, code: int, text: str) -> None:
-        self._member.streams.pop(self, None)
-        self._stream.end(code, text)
+        if not self._ended:
+            self.on_cancel(None)
+            self._stream.end(code, text)
 
     def on_writable(self) -> None:
         pass
 
 
 def watch(member: Member) -> Callable[[Any, Head], HealthWatch]:
-    """Opens Watch calls."""
-    return lambda stream, _head: HealthWatch(member, stream)
+    """Opens Watch calls. A learner serves `Check`, but no stream of this kind (M25, M26)."""
+
+    def open_(stream: Any, head: Head) -> HealthWatch:
+        handler = HealthWatch(member, stream)
+        if not admitted(member, stream, head):
+            handler.on_cancel(None)
+        elif needs_leader(head):
+            member.leader_streams[handler] = None
+        return handler
+
+    return open_

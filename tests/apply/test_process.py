@@ -24,7 +24,7 @@ from node.apply.flusher import FLUSH_REQUESTS, Flusher
 from node.apply.host import Job
 from node.apply.mvcc.database import Cursor, Database
 from node.apply.outbox import Outbox
-from node.apply.process import split_replies
+from node.apply.own_requests import split_replies
 from node.apply.progress import Progress
 from node.frames import (
     APPLIED,

@@ -233,11 +233,12 @@ class LeaderLost:
 
 def test_wp11_streams_that_want_a_leader_end_without_one() -> None:
     world = LeaderLost()
-    alive, ranged = Stream(), Stream()
+    alive, ranged, health_watch = Stream(), Stream(), Stream()
     handler = lease.keep_alive(world.front.member)(alive, world.head)
     kv.range_stream(world.front.member)(ranged, world.head)
+    health.watch(world.front.member)(health_watch, world.head)
     world.end_leaderless()
-    assert alive.ended == ranged.ended == tuple(errors.NO_LEADER)
+    assert alive.ended == ranged.ended == health_watch.ended == tuple(errors.NO_LEADER)
     assert world.front.member.leader_streams == world.front.member.streams == {}
     handler.on_message(PING)
     handler.reply(0, b"late")
@@ -304,11 +305,14 @@ def test_m25_m26_what_a_learner_serves() -> None:
 def test_m26_a_learner_refuses_streams() -> None:
     front = Front()
     front.member.is_learner = True
-    streams = [Stream(), Stream()]
+    streams = [Stream(), Stream(), Stream()]
     lease.keep_alive(front.member)(streams[0], Head())
     kv.range_stream(front.member)(streams[1], Head())
-    assert [stream.ended for stream in streams] == [tuple(errors.NOT_SUPPORTED_FOR_LEARNER)] * 2
-    assert front.member.streams == {}
+    handler = health.watch(front.member)(streams[2], Head())
+    handler.on_message(b"")
+    handler.on_half_close()
+    assert [stream.ended for stream in streams] == [tuple(errors.NOT_SUPPORTED_FOR_LEARNER)] * 3
+    assert front.member.streams == {} and streams[2].sent == []
 
 
 # which reads are linearizable
