@@ -22,6 +22,7 @@ from kvorum.wire import grpc
 from kvorum.wire.calls import CANCELLED_TEXT, CallHandler, ClientCall, ClientStream, UnaryClientCall, UnaryDone
 from kvorum.wire.client_connection import DEADLINE_TEXT, ClientConnection
 from kvorum.wire.deadlines import Deadlines
+from kvorum.wire.direct import hand_over, plain_descriptor
 from kvorum.wire.limits import ClientLimits
 
 _TICK_S = 1.0
@@ -256,7 +257,8 @@ class Channel:
                         protocol = await self._attempt()
                         await protocol.became_ready
                 except (OSError, ssl.SSLError, TimeoutError) as error:
-                    reason = str(error) or "timed out"
+                    # An end of the connection within the TLS handshake comes without a text.
+                    reason = str(error) or ("timed out" if isinstance(error, TimeoutError) else "connection reset")
                     if self._protocol is not None:
                         self._protocol.abort()
                     self._back_off()
@@ -359,6 +361,7 @@ class ClientProtocol(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._flush_scheduled = False
         self._refusal: str | None = None
+        self._descriptor = -1
         self.became_ready: asyncio.Future[None] = self._loop.create_future()
         """Done when the server's SETTINGS have come; fails with ConnectionError when the connection ends before."""
         self.lost: asyncio.Future[None] = self._loop.create_future()
@@ -366,6 +369,7 @@ class ClientProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_WRITE_HIGH, low=_WRITE_LOW)
+        self._descriptor = plain_descriptor(transport)
         session: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
         self.connection = self._channel.new_connection(self)
         check = self._channel.check
@@ -424,7 +428,7 @@ class ClientProtocol(asyncio.Protocol):
             return
         data = connection.take()
         if data:
-            transport.write(data)
+            hand_over(self._descriptor, transport, data)
         if connection.unfinished:
             self._loop.call_soon(self._next_turn)
         elif connection.closed or connection.drained:

@@ -8,12 +8,12 @@ Handlers are called inside `data_received`; what they answer goes out with one w
 """
 
 import asyncio
-import os
 import ssl
 from collections.abc import Mapping
 from typing import Any, cast
 
 from kvorum.wire import frames
+from kvorum.wire.direct import hand_over, plain_descriptor
 from kvorum.wire.http1 import Http1Connection, Http1Handler
 from kvorum.wire.http2 import Http2Handler
 from kvorum.wire.limits import ServerLimits
@@ -287,29 +287,13 @@ class GrpcProtocol(asyncio.Protocol):
         data = connection.take()
         if data:
             self._server.bytes_sent += len(data)
-            self._hand_over(data)
+            hand_over(self._descriptor, self._transport, data)
             if connection.congested:
                 self._check_backlog(len(data))
         if connection.unfinished:
             asyncio.get_running_loop().call_soon(self._next_turn)
         elif connection.closed or (connection.draining and connection.drained):
             self._say_goodbye()
-
-    def _hand_over(self, data: bytes) -> None:
-        """To the kernel at once where nothing waits before it; what it does not take goes to the transport.
-
-        The transport would write only at the end of the loop's turn.
-        """
-        rest: bytes | memoryview = data
-        if self._descriptor >= 0 and not self._transport.get_write_buffer_size():
-            try:
-                sent = os.write(self._descriptor, data)
-            except OSError:  # full, or broken: the transport meets it again, and knows what to do
-                sent = 0
-            if sent == len(data):
-                return
-            rest = memoryview(data)[sent:]
-        self._transport.write(rest)
 
     def tick(self, now: float) -> None:
         if self._close_by is not None:
@@ -364,15 +348,6 @@ def peer_name(transport: asyncio.BaseTransport) -> str:
         host, port = name[0], name[1]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return name if isinstance(name, str) else ""
-
-
-def plain_descriptor(transport: asyncio.BaseTransport) -> int:
-    """The descriptor to write to beside the transport; -1 where the transport has to encrypt."""
-    sock: Any = transport.get_extra_info("socket")
-    if sock is None or transport.get_extra_info("ssl_object") is not None:
-        return -1
-    descriptor: int = sock.fileno()
-    return descriptor
 
 
 def common_name(transport: asyncio.BaseTransport) -> str | None:

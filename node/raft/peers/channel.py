@@ -8,7 +8,8 @@ from typing import Final
 
 from kvorum.wire.client import Channel
 from kvorum.wire.limits import MIB, ClientLimits
-from node.raft.peers.tls import PeerTls, certificate_of
+from node.config import PeerTls
+from node.raft.peers.tls import certificate_of, client_context, name_refusal
 from node.urls import parse_url
 
 CONNECT_TIMEOUT_S: Final = 3.0
@@ -42,7 +43,7 @@ def peer_channel(url: str, tls: PeerTls | None, limits: ClientLimits = PEER_CLIE
     """A channel to a peer URL (http, https, unix, unixs); it connects with its first call.
 
     Raises ValueError for a URL that is none, or that needs `tls`; OSError and ssl.SSLError for TLS files that cannot
-    be used.
+    be used. A certificate that is not let in fails the calls with UNAVAILABLE, as a listener that is not there does.
     """
     parsed = parse_url(url)
     address = f"unix:{parsed.socket_path}" if parsed.is_unix else parsed.host
@@ -50,11 +51,11 @@ def peer_channel(url: str, tls: PeerTls | None, limits: ClientLimits = PEER_CLIE
     if parsed.is_secure:
         if tls is None:
             raise ValueError(f"{url} needs certificates (--peer-cert-file, --peer-key-file)")
-        context = tls.client_context()
+        context = client_context(tls)
 
     def check(transport: asyncio.BaseTransport) -> str | None:
         limit_unsent(transport)
-        return tls.refusal(certificate_of(transport)) if context is not None and tls is not None else None
+        return name_refusal(tls, certificate_of(transport)) if context is not None and tls is not None else None
 
     return Channel(address, tls=context, limits=limits, check=check)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
@@ -14,6 +15,8 @@ CLUSTER: Final = "kvorum-cluster-id"
 FROM: Final = "kvorum-from-member"
 TO: Final = "kvorum-to-member"
 VERSION: Final = "kvorum-api-version"
+
+_HEXADECIMAL: Final = re.compile("[0-9a-f]{1,16}")
 
 REMOVED: Final = "the member has been permanently removed from the cluster"
 """What a removed member is told; hearing it, it ends."""
@@ -77,13 +80,9 @@ def _text(metadata: Metadata, name: str) -> str:
 
 def _id(metadata: Metadata, name: str) -> int:
     text = _text(metadata, name)
-    try:
-        number = int(text, 16) if len(text) <= 16 and text.isalnum() and text.isascii() else 0
-    except ValueError:
-        number = 0
-    if not number:
+    if _HEXADECIMAL.fullmatch(text) is None or not int(text, 16):
         raise StreamRefused(Code.INVALID_ARGUMENT, f"{name} must be an id in hexadecimal")
-    return number
+    return int(text, 16)
 
 
 def _shown(text: str) -> str:

@@ -59,6 +59,9 @@ PROBE_TIMEOUT_S: Final = 3.0
 """No answer to a probe for so long: the connection is given up. TCP itself would try for a quarter of an hour, with
 pauses that grow, and after a partition has healed the next attempt would be late."""
 
+ATTEMPT_TIMEOUT_S: Final = 4.0
+"""From the attempt to the other member's word that it takes our streams; more than `CONNECT_TIMEOUT_S`."""
+
 _BULK_TYPES: Final = frozenset((MessageType.APP, MessageType.PROP))
 
 
@@ -141,6 +144,7 @@ class Peer:
         self._forwards: ClientStream | None = None
         self._unwelcome = 0
         """Calls that the other member has not taken yet."""
+        self._attempted_at = 0.0
         self._probed_at: float | None = None
 
     # the connection
@@ -159,6 +163,7 @@ class Peer:
             self.on_lost(Code.UNAVAILABLE, str(error))
             return
         self.state = PeerState.CONNECTING
+        self._attempted_at = time.monotonic()
         metadata = around.identity.metadata(self.member)
         for path in (MESSAGES, ENTRIES, FORWARD):
             call = _Call(self)
@@ -182,6 +187,7 @@ class Peer:
         self._position = urls.index(current) if current in urls else 0
         if current not in urls and self.state is not PeerState.CLOSED:
             self._part()
+            self.state = PeerState.WAITING
             if self._timer is not None:
                 self._timer.cancel()
             self.connect()
@@ -228,9 +234,12 @@ class Peer:
             self._tried += 1
             self._position = (self._position + 1) % len(self.urls)
             rounds, within = divmod(self._tried, len(self.urls))
-            pause_s = 0.0 if within else min(FIRST_PAUSE_S * 2 ** min(rounds - 1, 10), LONGEST_PAUSE_S)
-            if refused:
+            if within:
+                pause_s = 0.0
+            elif refused:
                 pause_s = LONGEST_PAUSE_S
+            else:
+                pause_s = min(FIRST_PAUSE_S * 2 ** min(rounds - 1, 10), LONGEST_PAUSE_S)
         # Never from within a callback of the channel that was lost, also when there is no pause.
         self._timer = around.loop.call_later(pause_s * random.uniform(0.8, 1.2), self.connect)
         if code == Code.FAILED_PRECONDITION and text == REMOVED:
@@ -285,12 +294,13 @@ class Peer:
             self._send_entries(bulk)
 
     def forward(self, payload: bytes) -> None:
-        """An opaque payload."""
+        """An opaque payload. One that is dropped says nothing of the messages: it is not reported."""
         stream = self._forwards
         if stream is None:
-            self._drop(1, None)
+            self.failures += 1
         elif stream.queued_bytes > FORWARD_QUEUE_BYTES:
-            self._drop(1, stream)
+            self.failures += 1
+            self._say_slow(stream)
         else:
             stream.send(payload)
             self.sent_bytes += len(payload)
@@ -312,7 +322,7 @@ class Peer:
         size = sum([len(part) for part in parts])
         if size > MESSAGE_BYTES:
             self._around.say(Level.ERROR, self.member, "a message is too large to be sent", size_bytes=size)
-            self._drop(len(messages), stream)
+            self._drop(len(messages), None)
             return
         stream.send_framed(b"".join([pack_prefix(0, size), *parts]))
         self.sent_bytes += size
@@ -320,23 +330,30 @@ class Peer:
     def _drop(self, count: int, stream: ClientStream | None) -> None:
         self.failures += count
         if stream is not None:
-            queued = stream.queued_bytes
-            self._around.say(Level.WARN, self.member, "a member does not take what it is sent", queued_bytes=queued)
+            self._say_slow(stream)
         self._around.unreachable(self.member)
+
+    def _say_slow(self, stream: ClientStream) -> None:
+        queued = stream.queued_bytes
+        self._around.say(Level.WARN, self.member, "a member does not take what it is sent", queued_bytes=queued)
 
     # what is measured
 
     def probe(self, on_clock: Callable[[Peer, float, float], None]) -> None:
         """Called each second: measure the round trip; `on_clock` gets (this peer, how far the other member's clock is
         ahead in seconds, round trip in seconds)."""
-        if self._channel is None or self.state is not PeerState.CONNECTED:
+        channel = self._channel
+        if channel is None:
             return
         now = time.monotonic()
+        if self.state is PeerState.CONNECTING:
+            if now - self._attempted_at >= ATTEMPT_TIMEOUT_S:
+                self.on_lost(Code.UNAVAILABLE, "no answer from whoever listens there")
+            return
         if self._probed_at is not None:
             if now - self._probed_at >= PROBE_TIMEOUT_S:
                 self.on_lost(Code.UNAVAILABLE, f"no answer for {now - self._probed_at:.1f} s")
             return
-        channel = self._channel
         self._probed_at = now
 
         def done(code: int, text: str, reply: bytes) -> None:

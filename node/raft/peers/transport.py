@@ -10,9 +10,10 @@ await transport.close()
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Final, cast
 
 from kvorum.pb.rpc_pb2 import Member
@@ -20,6 +21,7 @@ from kvorum.wire.client import Channel
 from kvorum.wire.routes import StreamOpen
 from kvorum.wire.server import AcceptedProtocol, Server
 from node.child import Listener
+from node.config import PeerTls
 from node.log import Level, Logger
 from node.raft.core import Message
 from node.raft.peers.channel import limit_unsent, peer_channel
@@ -27,7 +29,15 @@ from node.raft.peers.identity import Identity
 from node.raft.peers.incoming import PEER_SERVER_LIMITS, Incoming
 from node.raft.peers.pages import PeerPages
 from node.raft.peers.peer import Peer, PeerState
-from node.raft.peers.tls import PeerTls, certificate_of
+from node.raft.peers.tls import (
+    Certificate,
+    address_refusal,
+    addresses_of,
+    certificate_of,
+    name_refusal,
+    names_of,
+    server_context,
+)
 from node.raft.transport import TransportHandlers
 from node.stats import Figures
 
@@ -67,7 +77,7 @@ class PeerTransport:
         self.identity = identity
         self.loop = asyncio.get_running_loop()
         self.removed: Collection[int] = frozenset()
-        self._listeners = tuple(listeners)
+        self._listeners = list(listeners)
         self._tls = tls
         self._logger = logger
         self._send_snapshot = send_snapshot
@@ -79,7 +89,7 @@ class PeerTransport:
         self._servers: list[tuple[asyncio.Server, Server]] = []
         self._handlers: TransportHandlers | None = None
         self._unreachable: dict[int, None] = {}
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._aside: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._said: dict[tuple[int, str], float] = {}
         self._told_removed = False
@@ -91,7 +101,8 @@ class PeerTransport:
         """Take connections, and make them. Raises OSError and ssl.SSLError for TLS files that cannot be used."""
         assert self._handlers is None
         self._handlers = handlers
-        for listener in self._listeners:
+        while self._listeners:
+            listener = self._listeners.pop(0)
             await self._listen(listener)
             self._logger.info("serving peer traffic", address=str(listener.url))
         for peer in self._peers.values():
@@ -105,14 +116,16 @@ class PeerTransport:
             self._timer.cancel()
         for peer in self._peers.values():
             peer.close()
+        for unopened in self._listeners:
+            os.close(unopened.fd)
         for listener, _ in self._servers:
             listener.close()
         self._incoming.end_all()
         await asyncio.gather(*[server.shutdown(0.5) for _, server in self._servers])
         for listener, _ in self._servers:
             await listener.wait_closed()
-        while self._leaving:
-            await asyncio.wait(self._leaving)
+        while self._aside:
+            await asyncio.wait(self._aside)
 
     # Transport
 
@@ -198,9 +211,13 @@ class PeerTransport:
 
     def leave(self, channel: Channel) -> None:
         """See Surroundings."""
-        task = self.loop.create_task(channel.close())
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        self.aside(channel.close())
+
+    def aside(self, work: Coroutine[None, None, None]) -> None:
+        """Run beside everything else; `close` waits for it."""
+        task = self.loop.create_task(work)
+        self._aside.add(task)
+        task.add_done_callback(self._aside.discard)
 
     def unreachable(self, member: int) -> None:
         """See Surroundings."""
@@ -263,7 +280,7 @@ class PeerTransport:
         context = None
         if secure:
             assert self._tls is not None, "a secure listener without TLS settings"
-            context = self._tls.server_context()
+            context = server_context(self._tls)
         server = Server(
             unary=self._incoming.unary,
             streams={**self._incoming.streams, **self._routes},
@@ -302,20 +319,37 @@ class PeerTransport:
 class PeerAccepted(AcceptedProtocol):
     """A connection of another member's, or of anyone, whose certificate is looked at first."""
 
-    def __init__(self, server: Server, transport: PeerTransport, tls: PeerTls | None) -> None:
+    def __init__(self, server: Server, peers: PeerTransport, tls: PeerTls | None) -> None:
         super().__init__(server)
-        self._peers = transport
+        self._peers = peers
         self._tls = tls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         limit_unsent(transport)
-        if self._tls is not None:
-            refusal = self._tls.refusal(certificate_of(transport))
-            if refusal is not None:
-                address = str(transport.get_extra_info("peername"))
-                self._peers.say(
-                    Level.WARN, 0, "rejected connection on peer endpoint", remote_addr=address, error=refusal
-                )
-                cast(asyncio.Transport, transport).abort()
-                return
         super().connection_made(transport)
+        tls = self._tls
+        if tls is None or not self._added:
+            return
+        certificate = certificate_of(transport)
+        peer = transport.get_extra_info("peername")
+        refusal = name_refusal(tls, certificate)
+        if refusal is not None:
+            self._refuse(peer, refusal)
+        elif certificate and not tls.skip_client_san_verification and isinstance(peer, tuple):
+            # DNS may be asked, in a thread; nothing is read meanwhile, and the server's preface timeout counts.
+            cast(asyncio.Transport, transport).pause_reading()
+            self._peers.aside(self._check_address(certificate, peer))
+
+    async def _check_address(self, certificate: Certificate, peer: tuple[str, int]) -> None:
+        refusal = await address_refusal(certificate, peer[0], addresses_of, names_of)
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if refusal is not None:
+            self._refuse(peer, refusal)
+        else:
+            transport.resume_reading()
+
+    def _refuse(self, peer: object, refusal: str) -> None:
+        self._peers.say(Level.WARN, 0, "rejected connection on peer endpoint", remote_addr=str(peer), error=refusal)
+        self.abort()

@@ -12,12 +12,12 @@ import uvloop
 from kvorum.pb.rpc_pb2 import Member
 from kvorum.wire.routes import StreamOpen
 from node.child import Listener, Serves
+from node.config import PeerTls
 from node.log import Level, LogFormat, Logger
 from node.raft.core import Message, MessageType
 from node.raft.peers.identity import Identity
-from node.raft.peers.tls import PeerTls
 from node.raft.peers.transport import PeerTransport
-from node.urls import Url, parse_url
+from node.urls import parse_url
 
 DEADLINE_S = 20.0
 CLUSTER = 0xC1
@@ -29,8 +29,12 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
     async def guarded() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
-        async with asyncio.timeout(DEADLINE_S):
-            await test()
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                await test()
+        finally:
+            # What a failed test leaves open would keep the loop from its end.
+            await close(*_open)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(guarded())
@@ -124,6 +128,9 @@ class Heard:
         return [line for line in self.lines if line["msg"] == msg]
 
 
+_open: list["TestMember"] = []
+
+
 class TestMember:
     """One member: a transport and what it heard."""
 
@@ -143,15 +150,17 @@ class TestMember:
         self.id = member_id
         self.urls = [place.url for place in places]
         self.heard = Heard()
+        self.cluster_version = "3.7.0"
         self.transport = PeerTransport(
             identity=Identity(cluster_id, member_id, version),
             listeners=[place.listener() for place in places],
             tls=tls,
             members=lambda: members,
-            cluster_version=lambda: "3.7.0",
+            cluster_version=lambda: self.cluster_version,
             logger=self.heard.logger(),
             routes=routes,
         )
+        _open.append(self)
 
     async def start(self) -> None:
         await self.transport.start(self.heard)
@@ -174,6 +183,7 @@ async def group(*members: TestMember) -> None:
 
 async def close(*members: TestMember) -> None:
     for member in members:
+        _open.remove(member)
         await member.transport.close()
 
 
@@ -184,7 +194,3 @@ def heartbeat(sender: int, to: int, commit: int = 0) -> Message:
 def append(sender: int, to: int, index: int, *data: bytes) -> Message:
     entries = [(1, index + 1 + i, 0, body) for i, body in enumerate(data)]
     return Message(MessageType.APP, to, sender, 1, 1, index, entries=entries)
-
-
-def url_of(text: str) -> Url:
-    return parse_url(text)

@@ -5,17 +5,18 @@ import functools
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kvorum.wire.client import Channel
+from node.config import PeerTls
 from node.log import LogSettings
 from node.raft.core import Message
 from node.raft.peers.channel import peer_channel
 from node.raft.peers.identity import Identity
 from node.raft.peers.incoming import PEER_SERVER_LIMITS
-from node.raft.peers.tls import PeerTls
 from node.raft.snapshots import sender as sender_module
 from node.raft.snapshots import sending as sending_module
 from node.raft.snapshots.places import RECEIVED, RECEIVING, place
@@ -26,6 +27,7 @@ from node.raft.snapshots.thread import OneThread
 from node.raft.snapshots.transfer import CHUNK_BYTES
 from node.self_signed import write_certificate
 from tests.apply.shell import Lines
+from tests.raft.peers.certificates import NO_TLS
 from tests.raft.peers.members import Place, TestMember, close, run, until
 from tests.raft.snapshots.cuts import Way
 from tests.raft.snapshots.snapshots import (
@@ -337,7 +339,15 @@ def test_a_process_of_its_own_sends(tmp_path: Path, checkpoint: Path) -> None:
 def test_with_tls_both_show_certificates(tmp_path: Path, checkpoint: Path) -> None:
     cert, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
     write_certificate(cert, key, ["127.0.0.1"], 1)
-    tls = PeerTls(cert_file=cert, key_file=key, trusted_ca_file=cert, client_cert_auth=True)
+    tls = replace(
+        NO_TLS,
+        cert_file=cert,
+        key_file=key,
+        client_cert_file=cert,
+        client_key_file=key,
+        trusted_ca_file=cert,
+        client_cert_auth=True,
+    )
 
     async def test() -> None:
         async with Follower(tmp_path / "follower", tls) as follower:
