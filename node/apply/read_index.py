@@ -180,8 +180,8 @@ def split(data: bytes, at: int) -> tuple[bytes | None, bytes | None]:
 def _is_serializable(data: bytes, start: int, end: int) -> bool:
     """Whether the RangeRequest in `data[start:end]` asks to be read here. One that does not parse needs no index.
 
-    The field is the byte `8` and a one. Looking for it costs 0.1 us, and so does the form in which it follows a lone
-    short key; parsing costs 0.6 us.
+    The field is the byte `8` and a one. To find no such byte takes 0.15 us, to find the field after a lone short key
+    0.3 us, parsing 0.6 us.
     """
     if data.find(b"8", start, end) < 0:
         return False
