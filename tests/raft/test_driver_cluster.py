@@ -379,3 +379,25 @@ def test_force_new_cluster_drops_the_others_and_keeps_the_data(group: Group, tmp
     again.stop()
     del group.members[B]
     child.lifeline.close()
+
+
+def test_a_member_without_a_leader_refuses_by_the_rules_first(group: Group) -> None:
+    """M5, MA24: what it can tell by itself it tells; the rest would need a leader."""
+    lonely = group.elect(A)
+    for member in MEMBERS:
+        group[member].driver.membership.learn(Membership.restore(founded(*MEMBERS).state()).state())
+    group.network.cut = {B, C}
+    group.tick(30)
+    assert lonely.driver.state()["leader"] == 0
+    lonely.refusals()
+    asked: list[tuple[Op, MemberChange | MoveLeaderRequest, errors.Status]] = [
+        (Op.MEMBER_ADD, MemberChange(ID=D, peerURLs=[url(D)]), errors.UNHEALTHY),
+        (Op.MEMBER_REMOVE, MemberChange(ID=A), errors.UNHEALTHY),
+        (Op.MEMBER_REMOVE, MemberChange(ID=B), errors.NO_LEADER),  # one that is down may go
+        (Op.MEMBER_UPDATE, MemberChange(ID=A, peerURLs=[url(D)]), errors.NO_LEADER),
+        (Op.MEMBER_PROMOTE, MemberChange(ID=B), errors.NO_LEADER),
+        (Op.MOVE_LEADER, MoveLeaderRequest(targetID=B), errors.NOT_LEADER),
+    ]
+    for op, body, status in asked:
+        group.ask(A, op, body)
+        assert lonely.refusals() == [(77, status.code, status.message.encode())], op
