@@ -26,10 +26,20 @@ class Flushes(Protocol):
 
 
 class Flusher:
-    """Flushes a database when enough was written since it was flushed last. `run_aside` is `Host`'s."""
+    """Flushes a database when enough was written since it was flushed last. `run_aside` is `Host`'s.
 
-    def __init__(self, database: Flushes, logger: Logger, run_aside: Callable[[str, Callable[[], None]], Job]) -> None:
+    `most_requests` may be less than `FLUSH_REQUESTS`: raft's snapshots come with a flush (--snapshot-count).
+    """
+
+    def __init__(
+        self,
+        database: Flushes,
+        logger: Logger,
+        run_aside: Callable[[str, Callable[[], None]], Job],
+        most_requests: int = FLUSH_REQUESTS,
+    ) -> None:
         self._database = database
+        self._most_requests = min(most_requests, FLUSH_REQUESTS)
         self._logger = logger
         self._run_aside = run_aside
         self._thread: Job | None = None
@@ -67,7 +77,7 @@ class Flusher:
             self._bytes += self._under_way[1]
             self._not_before = now + RETRY_S
         self._under_way = (0, 0)
-        due = self._requests >= FLUSH_REQUESTS or self._bytes >= FLUSH_BYTES
+        due = self._requests >= self._most_requests or self._bytes >= FLUSH_BYTES
         if due and has_room and now >= self._not_before:
             self._under_way = (self._requests, self._bytes)
             self._requests = self._bytes = 0

@@ -163,7 +163,7 @@ class Apply:
             timeout_s=request_timeout_s,
         )
         self._more_tasks = False
-        self._flusher = Flusher(database, logger, host.run_aside)
+        self._flusher = Flusher(database, logger, host.run_aside, config.snapshot_count)
         self._checkpoints = Checkpoints(
             database,
             config.snap_path,

@@ -171,12 +171,16 @@ class LogWriter:
             if took_s > SLOW_SYNC_S:
                 self._logger.warn("slow fdatasync", took=f"{took_s:.3f}s", expected_duration=f"{SLOW_SYNC_S:g}s")
             self.syncing = False
-            if self._unsynced:
-                self._begin_sync()
-                self._finish(waiting)
-            else:
+            if not self._unsynced:
                 later = self._take()  # came meanwhile, and had nothing to sync
                 self._finish((waiting[0] + later[0], waiting[1] or later[1]))
+            elif self.waits_inline:  # the others left the cluster meanwhile
+                self._finish(waiting)
+                if self._unsynced and not self.syncing:
+                    self._begin_sync()
+            else:
+                self._begin_sync()
+                self._finish(waiting)
 
         self._disk.sync(done)
 
