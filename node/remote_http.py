@@ -10,12 +10,11 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
 
-from kvorum.wire.tls import client_context
-from node.config import PeerTls, TlsVersion
+from node.config import PeerTls
 from node.log import Level, Logger
+from node.raft.peers.tls import client_context, name_refusal
 from node.remote_cluster import (
     CLUSTER_ID_HEADER,
     MAKE_HEADER,
@@ -29,8 +28,6 @@ from node.urls import Url, parse_url
 ANSWER_MAX_BYTES: Final = 1 << 20
 """Some 5,000 members."""
 
-_VERSIONS: Final = {TlsVersion.TLS12: ssl.TLSVersion.TLSv1_2, TlsVersion.TLS13: ssl.TLSVersion.TLSv1_3}
-
 
 def ask(urls: Iterable[str], tls: PeerTls, timeout_s: float, log: Logger, silence: Level) -> RemoteCluster | None:
     """What the first member says that answers on one of the peer URLs; None if none does.
@@ -39,18 +36,18 @@ def ask(urls: Iterable[str], tls: PeerTls, timeout_s: float, log: Logger, silenc
 
     Raises OSError or ssl.SSLError if the files of `tls` cannot be used.
     """
-    context = _context(tls)
+    context = client_context(tls)
+    context.set_alpn_protocols(["http/1.1"])
     for url in urls:
         try:
-            return _ask_one(parse_url(url), context, timeout_s)
+            return _ask_one(_Connection(parse_url(url), tls, context, timeout_s), timeout_s)
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = str(error) or type(error).__name__
             log.log(silence, "failed to get cluster response", address=f"{url}/members", error=reason)
     return None
 
 
-def _ask_one(url: Url, context: ssl.SSLContext, timeout_s: float) -> RemoteCluster:
-    connection = _Connection(url, context, timeout_s)
+def _ask_one(connection: "_Connection", timeout_s: float) -> RemoteCluster:
     timer = threading.Timer(timeout_s, connection.cut)
     timer.daemon = True
     timer.start()
@@ -68,10 +65,11 @@ def _ask_one(url: Url, context: ssl.SSLContext, timeout_s: float) -> RemoteClust
 class _Connection(http.client.HTTPConnection):
     """One to the peer URL of a member, over a unix socket or TCP, with or without TLS."""
 
-    def __init__(self, url: Url, context: ssl.SSLContext, timeout_s: float) -> None:
+    def __init__(self, url: Url, tls: PeerTls, context: ssl.SSLContext, timeout_s: float) -> None:
         host, port = ("localhost", "0") if url.is_unix else url.address
         super().__init__(host, int(port or "0"), timeout=timeout_s)
         self._url = url
+        self._tls = tls
         self._context = context
         self._is_cut = False
 
@@ -87,7 +85,11 @@ class _Connection(http.client.HTTPConnection):
         if self._is_cut:
             raise TimeoutError("timed out")
         if url.is_secure:
-            self.sock = self._context.wrap_socket(self.sock, server_hostname=self.host)
+            secured = self._context.wrap_socket(self.sock, server_hostname=self.host)
+            self.sock = secured
+            refusal = name_refusal(self._tls, secured.getpeercert() or {})
+            if refusal is not None:
+                raise ValueError(refusal)
 
     def get(self, path: str) -> tuple[http.client.HTTPMessage, bytes]:
         """Headers and body of a page. Raises OSError, HTTPException and ValueError."""
@@ -113,21 +115,3 @@ class _Connection(http.client.HTTPConnection):
         if sock is not None:
             with contextlib.suppress(OSError):  # it has just ended by itself
                 sock.shutdown(socket.SHUT_RDWR)
-
-
-def _context(tls: PeerTls) -> ssl.SSLContext:
-    context = client_context(
-        ca=Path(tls.trusted_ca_file) if tls.trusted_ca_file else None,
-        certificate=Path(tls.client_cert_file) if tls.client_cert_file else None,
-        key=Path(tls.client_key_file) if tls.client_key_file else None,
-        verify=not tls.auto,
-    )
-    context.set_alpn_protocols(["http/1.1"])
-    if tls.allowed_hostnames:
-        context.check_hostname = False  # members' certificates then have names of their own
-    context.minimum_version = _VERSIONS[tls.min_version]
-    if tls.max_version is not None:
-        context.maximum_version = _VERSIONS[tls.max_version]
-    if tls.cipher_suites:
-        context.set_ciphers(":".join(tls.cipher_suites))
-    return context

@@ -117,7 +117,8 @@ def pages(headers: bytes, members: bytes = MEMBERS, version: bytes = VERSION, st
     def answer(connection: socket.socket) -> None:
         with connection.makefile("rb") as lines:
             for expected, body in ((b"GET /members HTTP/1.1\r\n", members), (b"GET /version HTTP/1.1\r\n", version)):
-                assert lines.readline() == expected
+                if lines.readline() != expected:
+                    return
                 while lines.readline() != b"\r\n":
                     pass
                 connection.sendall(page(status, headers, body))
@@ -304,6 +305,13 @@ class TestTls:
         assert self.ask(certificate, trust, client_auth=True).cluster is None
         shown = (f"--peer-client-cert-file={cert}", f"--peer-client-key-file={key}")
         assert self.ask(certificate, trust, *shown, client_auth=True).cluster == CLUSTER
+
+    def test_only_members_of_the_allowed_names_are_asked(self, certificate: tuple[str, str]) -> None:
+        trust = f"--peer-trusted-ca-file={certificate[0]}"
+        assert self.ask(certificate, trust, "--peer-cert-allowed-hostname=127.0.0.1").cluster == CLUSTER
+        asked = self.ask(certificate, trust, "--peer-cert-allowed-cn=somebody")
+        assert asked.cluster is None
+        assert asked.errors == ["the certificate's common name is missing, which is not allowed"]
 
     def test_files_that_hold_no_certificate(self, tmp_path: Path) -> None:
         (tmp_path / "x").touch()
