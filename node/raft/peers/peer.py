@@ -84,7 +84,10 @@ class Surroundings(Protocol):
         """The member says that this one is removed from the cluster."""
 
     def say(self, level: Level, member: int, text: str, **fields: object) -> None:
-        """A line for the log, at most one in a while for each member and text."""
+        """A line for the log, at most one in a while for each member and text …"""
+
+    def changed(self, member: int) -> None:
+        """… unless the member's connection has come or gone since."""
 
 
 class PeerState(Enum):
@@ -210,6 +213,7 @@ class Peer:
             self.state = PeerState.CONNECTED
             self.connected_since = time.monotonic()
             url = self.urls[self._position % len(self.urls)]
+            self._around.changed(self.member)
             self._around.say(Level.INFO, self.member, "connected to a member", url=url)
 
     def on_lost(self, code: int, text: str) -> None:
@@ -219,6 +223,8 @@ class Peer:
         since = self.connected_since
         steady = since is not None and time.monotonic() - since >= STEADY_S
         self._part()
+        if since is not None:
+            around.changed(self.member)
         refused = code in (Code.FAILED_PRECONDITION, Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED)
         if refused:
             around.say(Level.WARN, self.member, "a member refuses this one", url=url, error=text)

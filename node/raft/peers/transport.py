@@ -245,6 +245,11 @@ class PeerTransport:
             fields = {"remote_peer_id": f"{member:x}", **fields}
         self._logger.log(level, text, **fields)
 
+    def changed(self, member: int) -> None:
+        """See Surroundings."""
+        for key in [key for key in self._said if key[0] == member]:
+            del self._said[key]
+
     # for the receiving side
 
     def knows(self, member: int) -> bool:

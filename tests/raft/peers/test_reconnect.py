@@ -35,7 +35,11 @@ def test_a_restarted_member_is_connected_again_though_it_knows_nobody() -> None:
         assert since is not None
         assert (one.transport.connected_since(2) or 0) > since
         await deliver(one, again, 5)
-        await close(one, again)
+        await close(again)
+        await until(lambda: not one.connected(again))
+        for text in ("connected to a member", "lost the connection to a member"):
+            assert len(one.heard.said(text)) == 2  # each time, however soon
+        await close(one)
 
     run(test)
 
