@@ -48,7 +48,7 @@ ENTRY_BYTES: Final = _ENTRY.size
 def encode(messages: Sequence[Message]) -> list[bytes]:
     """The bytes of a batch in parts, to be joined with what else leaves; no entry's data is copied here.
 
-    2 us for a message without entries, 0.4 us for each entry.
+    0.8 us for a message without entries, 0.2 to 1 us for each entry; joining a mebibyte takes 30 us.
     """
     parts: list[bytes] = []
     append = parts.append
