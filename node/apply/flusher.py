@@ -39,7 +39,7 @@ class Flusher:
         most_requests: int = FLUSH_REQUESTS,
     ) -> None:
         self._database = database
-        self._most_requests = min(most_requests, FLUSH_REQUESTS)
+        self._most_requests = most_requests
         self._logger = logger
         self._run_aside = run_aside
         self._thread: Job | None = None
@@ -77,7 +77,7 @@ class Flusher:
             self._bytes += self._under_way[1]
             self._not_before = now + RETRY_S
         self._under_way = (0, 0)
-        due = self._requests >= self._most_requests or self._bytes >= FLUSH_BYTES
+        due = self._requests >= min(self._most_requests, FLUSH_REQUESTS) or self._bytes >= FLUSH_BYTES
         if due and has_room and now >= self._not_before:
             self._under_way = (self._requests, self._bytes)
             self._requests = self._bytes = 0
