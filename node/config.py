@@ -139,8 +139,6 @@ class Config:
     snapshot_catchup_entries: int
     max_wals: int
     """Files of the log that are kept when it is cut; 0 keeps all."""
-    max_snapshots: int
-    """Files of snapshots that are kept; 0 keeps all."""
     unsafe_no_fsync: bool
 
     quota_backend_bytes: int | None

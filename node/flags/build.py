@@ -179,7 +179,6 @@ def build_config(values: Values, log: LogSettings) -> tuple[Config, list[Note]]:
         snapshot_count=values.number("snapshot-count"),
         snapshot_catchup_entries=values.number("snapshot-catchup-entries"),
         max_wals=values.number("max-wals"),
-        max_snapshots=values.number("max-snapshots"),
         unsafe_no_fsync=values.switch("unsafe-no-fsync"),
         quota_backend_bytes=None if quota < 0 else quota or DEFAULT_QUOTA_BYTES,
         max_txn_ops=values.number("max-txn-ops"),

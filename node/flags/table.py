@@ -60,7 +60,7 @@ MEMBER: Final = (
     Flag("listen-metrics-urls", URLS, "", YES, "Further places to serve /metrics and the health checks."),
     Flag("front-workers", U, "1", YES, "kvorum's own: processes that serve client connections."),
     Flag("max-wals", U, "5", YES, "Log files kept when the log is cut; 0 keeps all."),
-    Flag("max-snapshots", U, "5", NO_MEANING, "Deprecated: snapshot files kept."),
+    Flag("max-snapshots", U, "5", NO_MEANING, "Deprecated: snapshot files kept; kvorum has none to keep."),
     Flag("snapshot-count", U, "10000", YES, "Applied entries after which the log is cut at a snapshot."),
     Flag("heartbeat-interval", U, "100", YES, "Milliseconds between a leader's heartbeats."),
     Flag("election-timeout", U, "1000", YES, "Milliseconds without a leader after which a member campaigns."),

@@ -108,7 +108,6 @@ def test_every_setting_of_the_log_and_the_elections_arrives() -> None:
         "--snapshot-count=1",
         "--snapshot-catchup-entries=2",
         "--max-wals=3",
-        "--max-snapshots=4",
         "--wal-dir=w",
         "--heartbeat-interval=7",
         "--election-timeout=80",
@@ -118,14 +117,14 @@ def test_every_setting_of_the_log_and_the_elections_arrives() -> None:
         "--max-learners=5",
         "--force-new-cluster",
     )
-    assert (read.snapshot_count, read.snapshot_catchup_entries, read.max_wals, read.max_snapshots) == (1, 2, 3, 4)
+    assert (read.snapshot_count, read.snapshot_catchup_entries, read.max_wals) == (1, 2, 3)
     assert read.wal_path == "w"
     assert (read.heartbeat_interval_s, read.election_timeout_s) == (0.007, 0.08)
     assert (read.initial_election_tick_advance, read.pre_vote, read.strict_reconfig_check) == (False, False, False)
     assert (read.max_learners, read.force_new_cluster) == (5, True)
     bare = config()
     assert (bare.initial_election_tick_advance, bare.pre_vote, bare.strict_reconfig_check) == (True, True, True)
-    assert (bare.max_learners, bare.max_snapshots, bare.force_new_cluster) == (1, 5, False)
+    assert (bare.max_learners, bare.force_new_cluster) == (1, False)
 
 
 def test_members_of_a_cluster_and_their_urls() -> None:
