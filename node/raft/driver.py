@@ -264,6 +264,9 @@ class Driver:
                 until = self._now() + self._request_timeout_s
                 proposed += [Held(until, 0, entry[3]) for entry in message.entries]
                 continue
+            if message.type is MessageType.PROP:
+                self._members.propose(node, message)
+                continue
             if message.type is MessageType.SNAP:
                 continue  # these come only with their checkpoint (`on_snapshot_received`)
             try:
@@ -389,10 +392,12 @@ class Driver:
             return
         self._working = True
         try:
+            self._members.propose_next(node)
             while node.has_ready() and not self._over:
                 self._do_ready(node)
                 if self._leadership.must_ask(node):
                     self._leadership.ask(node)
+                self._members.propose_next(node)
             if self._leadership.announce(node, self._handed):
                 self._executed_at = self._now()
                 self._reply_to(self._members.on_leader(node))
@@ -644,6 +649,11 @@ class Driver:
         self._logger.info("leadership transfer starting", current_leader=f"{self._id:x}", transferee=f"{to:x}")
         node.transfer_leader(to)
         self._work()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this member leads."""
+        return self._node is not None and self._node.leads
 
     @property
     def handing_over(self) -> bool:

@@ -26,9 +26,12 @@ from node.raft.core import (
     ConfState,
     Entry,
     EntryType,
+    Message,
+    MessageType,
     ProposalDropped,
     RawNode,
     decode_change,
+    encode_change,
 )
 from node.raft.leadership import Leadership
 from node.raft.transport import Transport
@@ -36,6 +39,9 @@ from node.requests import Op
 
 REMOVED_STAYS_S: Final = 1.0
 """A removed member goes on so long, so that the others learn of its removal (M18)."""
+
+MAX_QUEUE: Final = 100
+"""Changes that wait at a leader; beyond it they are dropped."""
 
 Reply = Callable[[Asked, bytes], None]
 """Takes a packed reply to where the change was asked for."""
@@ -75,6 +81,7 @@ class Reconfiguration:
         self.membership = Membership()
         self._states: deque[tuple[int, ConfState]] = deque()  # configurations, and from which entry on they hold
         self._waiting: deque[Asked] = deque()  # changes, until apply has returned its grant
+        self._queue: deque[tuple[float, Message]] = deque()  # of a leader: changes that wait for their turn
         self._transfers = Transfers()
         self._removed_at: float | None = None
 
@@ -197,10 +204,37 @@ class Reconfiguration:
 
     def _propose(self, node: RawNode, ask: Asked) -> None:
         change = changes.conf_change(ask.op, MemberChange.FromString(ask.body), ask.batch)
-        try:
-            node.propose_conf_change(change, single=True)
-        except ProposalDropped:
+        message = Message(
+            MessageType.PROP, sender=self._id, entries=[(0, 0, EntryType.CONF_CHANGE, encode_change(change))]
+        )
+        if not self.propose(node, message):
             self._refuse(ask, errors.LEADER_CHANGED)
+
+    def propose(self, node: RawNode, message: Message) -> bool:
+        """Proposes a change, of this member or of another: a leader lets it wait while another one is under way.
+
+        The core would put an empty entry in its place. Returns False if nobody takes it.
+        """
+        if node.leads and (self._queue or not node.may_change or node.lead_transferee != NOBODY):
+            if len(self._queue) < MAX_QUEUE:
+                self._queue.append((self._now() + self._request_timeout_s, message))
+            return True
+        try:
+            node.step(message)
+        except ProposalDropped:
+            return False
+        return True
+
+    def propose_next(self, node: RawNode) -> None:
+        """The change that waited longest, if it may go now. What waited at a leader that was deposed is dropped: who
+        asked is told by the request timeout that the outcome is unknown."""
+        queue = self._queue
+        if queue and not node.leads:
+            queue.clear()
+        while queue and node.may_change and node.lead_transferee == NOBODY:
+            until, message = queue.popleft()
+            if until > self._now():
+                node.step(message)
 
     def on_grant_returned(self, node: RawNode) -> None:
         """Apply answers no reads by itself any more: others may be given a vote."""

@@ -322,6 +322,31 @@ def test_a_removed_leader_hands_on_tells_the_others_and_ends(group: Group) -> No
     assert set(group[B].wire.members) == {C}
 
 
+def test_changes_asked_for_at_once_are_made_one_after_the_other(group: Group) -> None:
+    leader = group.elect(A)
+    for asked, port in ((A, 1), (B, 2), (C, 3), (A, 4)):
+        group.ask(asked, Op.MEMBER_UPDATE, MemberChange(ID=C, peerURLs=[f"http://127.0.0.1:{port}"]))
+    group.tick()
+    changes = [entry for entry in leader.entries() if entry[2] == EntryType.CONF_CHANGE]
+    assert len(changes) == 4
+    (urls,) = {member.wire.members[C] for name, member in group.members.items() if name != C}
+    assert urls[0] in {f"http://127.0.0.1:{port}" for port in (1, 2, 3, 4)}
+
+
+def test_a_change_waits_for_the_first_entry_of_a_new_leader_s_term(group: Group) -> None:
+    group.elect(A)
+    group.ask(A, Op.MOVE_LEADER, MoveLeaderRequest(targetID=B))
+    while not group[B].driver.leads:
+        group.network.deliver()
+        for member in (A, C):
+            group[member].disk_thread.finish()
+        if not group[B].driver.leads:
+            group[B].disk_thread.finish()
+    group.ask(B, Op.MEMBER_UPDATE, MemberChange(ID=C, peerURLs=["http://127.0.0.1:9"]))
+    group.settle()
+    assert [type_ for _, _, type_, _ in group[B].entries()][-2:] == [EntryType.NORMAL, EntryType.CONF_CHANGE]
+
+
 def test_a_sole_voter_gives_its_grant_back_before_another_member_can_vote(tmp_path: Path) -> None:
     child = child_context(tmp_path, Role.RAFT, "--strict-reconfig-check=false")
     alone = RaftUnderTest(child, SimulatedDisk(), member=A, members=(A,)).start()

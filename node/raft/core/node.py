@@ -278,6 +278,13 @@ class RawNode:
         return self._raft.lead_transferee
 
     @property
+    def may_change(self) -> bool:
+        """Whether a leader would take a membership change into its log now, and not as an empty entry."""
+        raft = self._raft
+        log = raft.raft_log
+        return log.applied >= raft.pending_conf_index and not raft.tracker.configuration.joint
+
+    @property
     def committed_in_term(self) -> bool:
         """Whether an entry of the present term is committed."""
         return self._raft.committed_in_term()
