@@ -34,6 +34,7 @@ CHUNK_MAX_BYTES: Final = 1024 * KIB
 FILES_MAX: Final = 10_000
 """RocksDB's files have 32 MiB and more: that many are far beyond what a member can hold."""
 
+HEADER_MAX_BYTES: Final = 1024 * KIB
 SIZE_MAX_BYTES: Final = 1 << 50
 
 FINAL: Final = frozenset((Code.FAILED_PRECONDITION, Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED, Code.RESOURCE_EXHAUSTED))
@@ -125,7 +126,7 @@ def encode_header(message: bytes, files: tuple[File, ...]) -> bytes:
 
 def decode_header(data: bytes) -> Header:
     """Raises Malformed for what `encode_header` does not make of a checkpoint."""
-    if len(data) < _HEADER.size or data[0] != HEADER_KIND:
+    if not _HEADER.size <= len(data) <= HEADER_MAX_BYTES or data[0] != HEADER_KIND:
         raise Malformed("a snapshot that does not begin with a header")
     _, count, message_bytes = _HEADER.unpack_from(data)
     at = _HEADER.size + message_bytes
