@@ -135,6 +135,7 @@ class Raft:
             logger=logger,
             routes=self._receiver.routes,
             send_snapshot=self._sending.send,
+            figures=(self._receiver.figures, self._sending.figures),
         )
         self.driver = Driver(
             member_id=child.member_id,

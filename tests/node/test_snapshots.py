@@ -3,8 +3,11 @@
 """
 
 import base64
+import http.client
 import os
+import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -56,12 +59,29 @@ def has_come_to(server: Server, message: str, before: int, other: Server) -> boo
     return count(server, message) > before or is_level_with(server, other)
 
 
+def figure(server: Server, series: str) -> float:
+    """The sum of a series over its labels."""
+    connection = http.client.HTTPConnection(server.address, timeout=PATIENCE_S)
+    connection.request("GET", "/metrics")
+    page = connection.getresponse().read().decode()
+    connection.close()
+    values = [line.rpartition(" ")[2] for line in page.splitlines() if re.match(series + r"[{ ]", line)]
+    assert values, series
+    return sum(map(float, values))
+
+
+def snaps(server: Server) -> list[str]:
+    """What lies where its snapshots pass through."""
+    return [path.name for path in Path(server.data_dir, "member", "snap").iterdir()]
+
+
 def catches_up(server: Server, others: list[Server]) -> None:
     """Wait until it serves, and has what the others have."""
     wait_until(server.is_ready, f"{server.name} to be ready", PATIENCE_S)
-    wait_until(lambda: is_level_with(server, others[0]), f"{server.name} to catch up", PATIENCE_S)
+    level = f"{server.name} to catch up"
+    wait_until(lambda: all(is_level_with(server, other) for other in others), level, PATIENCE_S)
     assert len({hash_of(member) for member in (server, *others)}) == 1
-    assert [path.name for path in Path(server.data_dir, "member", "snap").iterdir()] == []
+    wait_until(lambda: not snaps(server), f"{server.name} to leave nothing over", PATIENCE_S)
 
 
 def follower_of(cluster: Cluster) -> Server:
@@ -100,7 +120,10 @@ def test_a_member_that_was_away_is_sent_the_store(cluster: Cluster) -> None:
     catches_up(follower, others)
     assert {message: count(follower, message) - before[message] for message in before} == dict.fromkeys(before, 1)
     write(follower, 3)
-    assert len({hash_of(member) for member in cluster.members}) == 1
+    catches_up(others[1], [follower, others[0]])
+    leader = cluster.wait_for_leader()
+    assert figure(leader, "etcd_network_snapshot_send_success") == 1
+    assert figure(leader, "etcd_disk_backend_snapshot_duration_seconds_count") == 1
 
 
 def test_one_that_joins_has_everything(cluster: Cluster) -> None:
@@ -136,4 +159,4 @@ def test_the_leader_is_killed_while_it_sends(cluster: Cluster) -> None:
     leader.kill()
     leader.start()
     catches_up(follower, [member for member in cluster.members if member is not follower])
-    assert [path.name for path in Path(leader.data_dir, "member", "snap").iterdir()] == []
+    assert snaps(leader) == []

@@ -70,10 +70,12 @@ class PeerTransport:
         logger: Logger,
         routes: Mapping[str, StreamOpen] | None = None,
         send_snapshot: SendSnapshot | None = None,
+        figures: Sequence[Callable[[], Figures]] = (),
     ) -> None:
         """`listeners` are bound sockets, which are this object's from now on. `members` and `cluster_version` are for
         the pages of the peer port. `routes` are further streaming methods of the server, `send_snapshot` does what
-        `Transport.send_snapshot` says. Without `tls` no URL of a member can be https or unixs."""
+        `Transport.send_snapshot` says, `figures` are published beside those of the connections. Without `tls` no URL
+        of a member can be https or unixs."""
         self.identity = identity
         self.loop = asyncio.get_running_loop()
         self.removed: Collection[int] = frozenset()
@@ -81,6 +83,7 @@ class PeerTransport:
         self._tls = tls
         self._logger = logger
         self._send_snapshot = send_snapshot
+        self._further_figures = tuple(figures)
         self._peers: dict[int, Peer] = {}
         self._members: dict[int, tuple[str, ...]] = {}
         self._incoming = Incoming(self)
@@ -190,7 +193,10 @@ class PeerTransport:
         me = f"{self.identity.member_id:x}"
         peers = [(f"{member:x}", peer) for member, peer in self._peers.items()]
         counts = [(f"{member:x}", counts) for member, counts in self._incoming.counts.items()]
-        return {
+        figures: Figures = {}
+        for further in self._further_figures:
+            figures |= further()
+        return figures | {
             "etcd_network_known_peers": [[[me, name], 1] for name, _ in peers],
             "etcd_network_active_peers": [[[me, name], int(peer.state is PeerState.CONNECTED)] for name, peer in peers],
             "etcd_network_disconnected_peers_total": [[[me, name], peer.losses] for name, peer in peers],

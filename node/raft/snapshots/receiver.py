@@ -176,11 +176,16 @@ class Receiver:
         return handler
 
     def tick(self) -> None:
-        """Called every second or so: gives up what nobody goes on with."""
+        """Called every second or so: gives up what nobody goes on with, and what the core would refuse."""
         current = self._current
-        if current is None or current.state is not State.ARRIVING or current.queued_bytes:
+        if current is None or current.state is not State.ARRIVING:
             return
-        if self._now() - current.heard_at > ABSENCE_S:
+        term, commit = self._standing()
+        if current.index <= commit:
+            self._fail(current, Code.OK, "it is not needed any more")
+        elif current.header.message.term < term:
+            self._fail(current, Code.FAILED_PRECONDITION, _stale(current.header.message.term, term))
+        elif not current.queued_bytes and self._now() - current.heard_at > ABSENCE_S:
             self._fail(current, Code.DEADLINE_EXCEEDED, f"nothing came for {ABSENCE_S:g} s")
 
     def decide(self, index: int) -> None:
@@ -331,7 +336,7 @@ class Receiver:
             text = f"a snapshot from {snap.sender:x} to {snap.to:x} in a stream from {sender:x}"
             raise StreamRefused(Code.INVALID_ARGUMENT, text)
         if snap.term < term:
-            raise StreamRefused(Code.FAILED_PRECONDITION, f"the snapshot is of term {snap.term}, here is term {term}")
+            raise StreamRefused(Code.FAILED_PRECONDITION, _stale(snap.term, term))
         return None if snap.snapshot.index <= commit else header
 
     def _go_on(self, current: _Reception, stream: _Stream) -> None:
@@ -435,6 +440,10 @@ class Receiver:
         if counts is None and len(self._counts) < SENDERS_MAX:
             counts = self._counts[sender] = _Counts()
         return counts
+
+
+def _stale(term: int, current: int) -> str:
+    return f"the snapshot is of term {term}, here is term {current}"
 
 
 class _Stream:

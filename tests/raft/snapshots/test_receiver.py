@@ -411,6 +411,35 @@ class TestResumed:
         receiver.receiver.tick()
         assert sender.code == Code.DEADLINE_EXCEEDED
 
+    @pytest.mark.parametrize(
+        ("standing", "ended"),
+        [
+            (Standing(TERM, INDEX), (Code.OK, "it is not needed any more")),
+            (Standing(TERM + 1, 10), (Code.FAILED_PRECONDITION, "the snapshot is of term 5, here is term 6")),
+        ],
+    )
+    def test_what_the_core_would_refuse_is_not_waited_for(
+        self, receiver: ReceiverUnderTest, checkpoint: Path, standing: Standing, ended: tuple[Code, str]
+    ) -> None:
+        """The entries came another way, or there is a new leader."""
+        sender = SenderUnderTest(receiver)
+        sender.say(header_of(snap(), checkpoint))
+        sender.stream_files(checkpoint, until=1)
+        receiver.receiver.tick()
+        assert sender.ended is None
+        receiver.standing = standing
+        receiver.receiver.tick()
+        assert sender.ended == ended
+        assert receiver.names() == []
+
+    def test_nor_what_nobody_sends_any_more(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:
+        sender = SenderUnderTest(receiver)
+        sender.say(header_of(snap(), checkpoint))
+        sender.lose()
+        receiver.standing = Standing(TERM, INDEX)
+        receiver.receiver.tick()
+        assert receiver.names() == []
+
     def test_one_that_waits_for_the_log_is_never_given_up(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:
         whole(receiver, checkpoint)
         receiver.clock.now_s += 10 * ABSENCE_S
