@@ -8,7 +8,8 @@ longer agree on anything: the next example then begins on two new servers.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,12 +36,13 @@ from kvorum.pb.rpc_pb2 import (
     WatchProgressRequest,
     WatchRequest,
 )
-from loadtest.launcher import Kind, Server
-from tests.calls import Api, KeepAliveStream, WatchStream
+from loadtest.launcher import Kind
+from tests.calls import KeepAliveStream, WatchStream
 from tests.differential import exceptions
+from tests.differential.spread import Spread
 from tests.differential.steps import STREAMS, Ask, Cancel, KeepAlive, Progress, Step, Watch
 from tests.differential.watching import Watcher, watchers
-from tests.servers import SUBJECT, start_kvorum, start_reference
+from tests.servers import SUBJECT
 
 NOPUT, NODELETE = WatchCreateRequest.NOPUT, WatchCreateRequest.NODELETE
 BARRIER_VALUE = b"barrier"
@@ -80,10 +82,11 @@ class Watching:
 class Pair:
     """The two servers and what the steps so far have made of them."""
 
-    def __init__(self, subject: Server, reference: Server) -> None:
-        self.server = subject
-        self.subject = Api(subject.address)
-        self.reference = Api(reference.address)
+    def __init__(self, subject: Sequence[str], reference: Sequence[str]) -> None:
+        """Each side by the client addresses of its members."""
+        self.subject = Spread(subject)
+        self.reference = Spread(reference)
+        self._has_several_members = len(subject) > 1
         self.now = 1
         self.compacted = -1
         self.compactions: set[int] = set()
@@ -163,7 +166,8 @@ class Pair:
         if isinstance(request, CompactionRequest):
             self.compacted = request.revision
             self.compactions.add(request.revision)
-            self.lazily_compacted = not request.physical
+            # only the member that is asked waits until the rows are gone
+            self.lazily_compacted = not request.physical or self._has_several_members
 
     def _range_stream(self, request: RangeRequest, reply: RangeResponse | Status) -> None:
         """X3: the subject's RangeStream, joined, must be the reference's Range."""
@@ -200,6 +204,8 @@ class Pair:
     def _renew(self, lease: int) -> None:
         if self._keep_alive is None:
             self._keep_alive = self.subject.keep_alive(), self.reference.keep_alive()
+        self.subject.catch_up()
+        self.reference.catch_up()
         answers: list[LeaseKeepAliveResponse] = []
         for stream in self._keep_alive:
             seen = len(stream.replies)
@@ -214,6 +220,8 @@ class Pair:
         stream = self._watching[number]
         if stream is None:
             stream = self._watching[number] = Watching(self.subject.watch(), self.reference.watch())
+        self.subject.catch_up()
+        self.reference.catch_up()
         return stream
 
     def _create(self, stream: Watching, create: WatchCreateRequest) -> None:
@@ -319,18 +327,22 @@ def _compare(request: Message, ours: Any, theirs: Any) -> None:
         raise Difference(f"{type(request).__name__} {request!r}\nsubject:   {ours!r}\nreference: {theirs!r}")
 
 
+Start = Callable[[], AbstractContextManager[Sequence[str]]]
+"""Starts one side and gives the client addresses of its members."""
+
+
 class Pairs:
     """Gives the pair in use, or a new one on new servers when an example has broken the last."""
 
-    def __init__(self) -> None:
+    def __init__(self, start_subject: Start, start_reference: Start) -> None:
+        self._starts = start_subject, start_reference
         self._stack = contextlib.ExitStack()
         self._pair: Pair | None = None
 
     @contextlib.contextmanager
     def example(self) -> Iterator[Pair]:
         if self._pair is None:
-            subject = self._stack.enter_context(start_kvorum())
-            reference = self._stack.enter_context(start_reference())
+            subject, reference = (self._stack.enter_context(start()) for start in self._starts)
             self._pair = Pair(subject, reference)
             self._stack.callback(self._pair.close)
         try:

@@ -228,6 +228,15 @@ def _cannot_fail_halfway(txn: Ask) -> Ask:
     return txn
 
 
+def _cannot_fail_at_one_member_alone(step: Step) -> Step:
+    """Z5: a range at a revision is all in a transaction that can fail when it is executed."""
+    if isinstance(step, Ask) and step.kind is TxnRequest:
+        for ask in _operations_of(step):
+            if ask.kind is RangeRequest:
+                ask.fields.pop("revision", None)
+    return step
+
+
 txns = _txns(2).map(_cannot_fail_halfway)
 compactions = _ask(CompactionRequest, {"revision": st.one_of(past, past, revisions)}, {"physical": flags})
 hashes = _ask(HashKVRequest, {}, {"revision": revisions})
@@ -302,3 +311,8 @@ def sequences(draw: st.DrawFn) -> list[Step]:
     # the length is drawn and not left to `lists`, whose mean length from zero on is five
     before = [draw(writes) for _ in range(draw(st.integers(0, 12)))]
     return before + [draw(steps) for _ in range(draw(st.integers(0, 45)))]
+
+
+def at_clusters() -> st.SearchStrategy[list[Step]]:
+    """The same, but for what does not do the same at every member of a cluster of the reference."""
+    return sequences().map(lambda steps: [_cannot_fail_at_one_member_alone(step) for step in steps])
