@@ -37,8 +37,8 @@ EXCEPTIONS: Final = {
     "Z2": "Alarm with an unknown action crashes the reference",
     "Z3": "MemberUpdate with a URL that does not parse crashes the reference",
     "Z4": "a write txn that fails halfway crashes the reference: ignore_* on a key that the same txn deletes",
-    "Z5": "a write txn whose range fails (a revision compacted or ahead): at the reference only the member asked refuses "
-    "it, the others execute it without the range, and the stores differ from then on (etcd issue 18667)",
+    "Z5": "a write txn whose range fails (revision compacted or ahead): at the reference the member asked refuses it, "
+    "the others execute it without the range, and the stores differ from then on (etcd issue 18667)",
     "Q1": "HashKV(0) after Compact(0) answers a stored hash of an empty store",
     "Q2": "the order of equal sort values is not stable",
     "Q4": "the id of a compacted watch stays taken until the client cancels it",
