@@ -5,6 +5,7 @@ line: requests, seconds. Whoever started it reads the server's CPU time between 
 """
 
 import argparse
+import itertools
 import json
 import os
 import selectors
@@ -69,7 +70,9 @@ def drive(connections: list[Connection], messages: Iterator[bytes], requests: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("address", help="host:port of the server")
+    parser.add_argument(
+        "address", help="host:port of the server, or of several, joined by commas: connections go round them"
+    )
     parser.add_argument("path", help="the method, such as /etcdserverpb.KV/Put")
     parser.add_argument("--message", default="", help="the request's bytes in hex")
     parser.add_argument(
@@ -81,7 +84,8 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=0, metavar="REQUESTS", help="requests before the measured ones")
     args = parser.parse_args()
     messages = fresh_puts(args.fresh_puts) if args.fresh_puts else same(grpc_message(bytes.fromhex(args.message)))
-    connections = [Connection(args.address, args.path.encode()) for _ in range(args.connections)]
+    addresses = itertools.cycle(args.address.split(","))
+    connections = [Connection(next(addresses), args.path.encode()) for _ in range(args.connections)]
     if args.warm_up:
         drive(connections, messages, args.warm_up, args.streams)
     print("ready", flush=True)

@@ -226,14 +226,12 @@ class Server:
         assert self._process is not None, "not running"
         for pid in processes.tree(self._process.pid):
             self._suspended.append(pid)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
+            processes.send(pid, signal.SIGSTOP)
 
     def resume(self) -> None:
         """SIGCONT to what `suspend` has stopped, its root last; nothing to do when it was not, or has ended."""
         while self._suspended:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._suspended.pop(), signal.SIGCONT)
+            processes.send(self._suspended.pop(), signal.SIGCONT)
 
     @property
     def suspended(self) -> bool:
@@ -273,8 +271,7 @@ class Server:
     def _end(self, pids: list[int]) -> None:
         assert self._process is not None, "not running"
         for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            processes.send(pid, signal.SIGKILL)
         self._process.wait()
         self._forget()
         _await_gone(pids)
@@ -294,8 +291,7 @@ def _await_gone(pids: list[int]) -> None:
         left = [pid for pid in pids if processes.alive(pid)]
         names = [f"{pid} {processes.title(pid)}" for pid in left]
         for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            processes.send(pid, signal.SIGKILL)
         raise RuntimeError(f"left behind by their member: {names}") from None
 
 

@@ -1,6 +1,8 @@
 """What a tree of processes costs, read from /proc: the pids, their CPU time and their memory."""
 
 import contextlib
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -38,6 +40,12 @@ def tree(root: int) -> list[int]:
         found += of
         todo += of
     return found
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """A signal to a process that may just have ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def cpu_s(root: int) -> float:

@@ -83,8 +83,8 @@ def plot(results: Sequence[Result], path: Path) -> None:
         axes.barh(line, result.ratio - 1, left=1, color=colours[result.verdict], height=0.62)
         if result.figure.against is Against.RATIO:
             for value, mark in ((result.figure.target, "|"), (result.figure.goal, "D")):
-                assert value is not None, "a ratio has a target"
-                axes.plot(value, line, mark, color="black", markersize=5)
+                if value is not None:
+                    axes.plot(value, line, mark, color="black", markersize=5)
         text = f"{number(result.ours)} / {number(result.reference)} {result.figure.unit}"
         axes.annotate(text, (1.01, line), xycoords=("axes fraction", "data"), va="center", fontsize=8)
     axes.set_yticks(range(len(shown)), [f"{result.figure.case}: {result.figure.name}" for result in shown], fontsize=9)

@@ -59,6 +59,14 @@ def _rates(case: str) -> tuple[Figure, Figure]:
     )
 
 
+def _cluster_rates(case: str, target: float | None, goal: float | None) -> tuple[Figure, Figure]:
+    """CPU is that of all members together."""
+    return (
+        Figure(case, "throughput", "req/s", True, Against.RATIO, target, goal),
+        Figure(case, "server CPU", "us/req", False, Against.RATIO, None, None),
+    )
+
+
 FIGURES: Final = (
     *_rates("put"),
     *_rates("get"),
@@ -74,6 +82,16 @@ FIGURES: Final = (
     Figure("million-keys", "start to ready", "s", False, Against.OURS, 5.0, 2.0),
     Figure("million-keys", "memory (PSS) when filled", "MiB", False, Against.OURS, 600.0, 300.0),
     Figure("million-keys", "memory (PSS) after a restart", "MiB", False, Against.OURS, 600.0, 300.0),
+    Figure("cluster-idle", "memory (PSS)", "MiB", False, Against.OURS, None, None),
+    Figure("cluster-idle", "CPU", "% of a core", False, Against.OURS, None, None),
+    *_cluster_rates("cluster-put-leader", 1.0, 1.5),
+    *_cluster_rates("cluster-put-spread", 1.0, 1.5),
+    *_cluster_rates("cluster-get-leader", None, None),
+    *_cluster_rates("cluster-get-follower", None, None),
+    # two election timeouts of 1 s each
+    Figure("cluster-leader-killed", "pause of writes", "s", False, Against.OURS, 2.0, 1.5),
+    Figure("cluster-leader-stopped", "pause of writes", "s", False, Against.OURS, 2.0, 0.5),
+    Figure("cluster-leader-moved", "pause of writes", "s", False, Against.OURS, 1.0, 0.1),
 )
 CASES: Final = tuple(dict.fromkeys(figure.case for figure in FIGURES))
 

@@ -10,10 +10,10 @@ import pytest
 
 from kvorum.pb.rpc_pb2 import RangeRequest
 from loadtest import processes
-from loadtest.bench import LOADS, fan_out, fill, own_load
 from loadtest.generator import drive, same
 from loadtest.h2_client import Connection, LoadError, grpc_message
 from loadtest.launcher import Kind, Server, running, wait_until
+from loadtest.loads import LOADS, fan_out, fill, own_load
 from loadtest.messages import put_request, range_request
 from tests.calls import Api
 
@@ -76,7 +76,7 @@ def test_a_server_that_goes_away_is_an_error() -> None:
 
 
 def test_a_round_of_load_and_of_fan_out_measures_something(server: Server) -> None:
-    measured = own_load(server, LOADS["put"]._replace(requests=300))
+    measured = own_load([server], LOADS["put"]._replace(requests=300))
     assert min(measured["throughput"], measured["server CPU"], measured["mean latency"]) > 0
     assert fan_out(server, 2, 300, 2)["server CPU"] > 0
 
