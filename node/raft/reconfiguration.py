@@ -137,10 +137,11 @@ class Reconfiguration:
                 node.transfer_leader(to)
 
     def _tell_transport(self) -> None:
-        others = self._remotes
-        if members := self.membership.members():
-            others = {member.ID: tuple(member.peerURLs) for member in members if member.ID != self._id}
-        self._transport.set_members(others, self.membership.state().removed)
+        # One that joins is given the log from its beginning, by members that its first entries do not know yet.
+        membership = self.membership
+        others = {member: urls for member, urls in self._remotes.items() if not membership.is_removed(member)}
+        others |= {member.ID: tuple(member.peerURLs) for member in membership.members() if member.ID != self._id}
+        self._transport.set_members(others, membership.state().removed)
 
     @property
     def is_over(self) -> bool:

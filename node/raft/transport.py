@@ -14,7 +14,7 @@ class TransportHandlers(Protocol):
 
     def on_messages(self, sender: int, messages: Sequence[Message]) -> None:
         """Messages of one member, in the order in which it sent them; all are from `sender` and to this member, but
-        for TRANSFER_LEADER, whose sender is the member that shall lead."""
+        for PROP and READ_INDEX, which a follower passes on in the name of whoever asked first."""
 
     def on_forward(self, sender: int, payload: bytes) -> None:
         """What another member gave to `forward`."""

@@ -147,6 +147,7 @@ class RaftUnderTest:
         network: Network | None = None,
         config: Config | None = None,
         clock: Clock | None = None,
+        remotes: Mapping[int, Sequence[str]] | None = None,
     ) -> None:
         self.disk = disk
         self.member = member
@@ -170,7 +171,7 @@ class RaftUnderTest:
             member_id=member,
             incarnation=INCARNATION,
             config=config or child.config,
-            remotes={},
+            remotes=remotes or {},
             links=cast(Links, self.links),
             log=self.wal,
             received=self.received,

@@ -23,11 +23,11 @@ from node.frames import (
     unpack,
 )
 from node.membership import Membership
-from node.raft.core import EntryType
+from node.raft.core import EntryType, Message, MessageType
 from node.requests import Op, pack_batch, pack_record
 from tests.apply.entries import INCARNATION, batch
 from tests.apply.shell import FRONT, Clock, child_context
-from tests.raft.driver_group import Network, RaftUnderTest, founded, proposal, url
+from tests.raft.driver_group import Network, RaftUnderTest, founded, founding, proposal, url
 from tests.raft.simulated_disk import SimulatedDisk
 
 A, B, C, D = 0xA, 0xB, 0xC, 0xD
@@ -345,6 +345,19 @@ def test_a_change_waits_for_the_first_entry_of_a_new_leader_s_term(group: Group)
     group.ask(B, Op.MEMBER_UPDATE, MemberChange(ID=C, peerURLs=["http://127.0.0.1:9"]))
     group.settle()
     assert [type_ for _, _, type_, _ in group[B].entries()][-2:] == [EntryType.NORMAL, EntryType.CONF_CHANGE]
+
+
+def test_one_that_joins_goes_on_answering_members_that_the_log_s_beginning_does_not_know(group: Group) -> None:
+    remotes = {member: (url(member),) for member in (A, C, D)}
+    joins = RaftUnderTest(group.child, SimulatedDisk(), member=B, members=(), remotes=remotes).start()
+    assert set(joins.wire.members) == {A, C, D}
+    founding_entry = (1, 1, EntryType.FOUNDING, founding((A, C)))
+    sent = Message(MessageType.APP, B, D, 5, entries=[founding_entry], commit=1)
+    joins.driver.on_messages(D, [sent])
+    joins.disk_thread.finish()
+    assert joins.entries(), "it executed the founding, of A and C"
+    assert set(joins.wire.members) == {A, C, D}, "D leads, and was added later"
+    joins.stop()
 
 
 def test_a_sole_voter_gives_its_grant_back_before_another_member_can_vote(tmp_path: Path) -> None:

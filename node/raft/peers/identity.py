@@ -10,11 +10,16 @@ from typing import Final
 from kvorum import API_VERSION
 from kvorum.errors import Code
 from kvorum.wire.grpc import Metadata
+from node.urls import parse_urls
 
 CLUSTER: Final = "kvorum-cluster-id"
 FROM: Final = "kvorum-from-member"
 TO: Final = "kvorum-to-member"
 VERSION: Final = "kvorum-api-version"
+URLS: Final = "kvorum-from-urls"
+"""The sender's peer URLs, with commas: whoever does not know the sender yet answers it there."""
+
+URLS_MAX: Final = 16
 
 _HEXADECIMAL: Final = re.compile("[0-9a-f]{1,16}")
 
@@ -69,6 +74,19 @@ class Identity:
         else:
             return sender
         raise StreamRefused(Code.FAILED_PRECONDITION, text)
+
+
+def urls_of(metadata: Metadata) -> tuple[str, ...]:
+    """Where the sender of a stream with this metadata listens; empty if it does not say so. Raises StreamRefused."""
+    if URLS not in metadata:
+        return ()
+    try:
+        urls = tuple(str(url) for url in parse_urls(_text(metadata, URLS)))
+    except ValueError as error:
+        raise StreamRefused(Code.INVALID_ARGUMENT, f"{URLS}: {ascii(str(error))[:100]}") from None
+    if len(urls) > URLS_MAX:
+        raise StreamRefused(Code.INVALID_ARGUMENT, f"{URLS} has more than {URLS_MAX} URLs")
+    return urls
 
 
 def _text(metadata: Metadata, name: str) -> str:

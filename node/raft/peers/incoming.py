@@ -18,12 +18,15 @@ from node.log import Level
 from node.raft.core import Message, MessageType
 from node.raft.peers.channel import MESSAGE_BYTES
 from node.raft.peers.codec import decode
-from node.raft.peers.identity import REMOVED, Identity, StreamRefused
+from node.raft.peers.identity import REMOVED, Identity, StreamRefused, urls_of
 from node.raft.peers.peer import CLOCK, ENTRIES, FORWARD, MESSAGES, PROBE
 
 STRANGERS: Final = 16
-"""Members that this one does not know (yet) and that may have streams: those that were added while it was away.
-At it: RESOURCE_EXHAUSTED."""
+"""Members that this one does not know (yet) and that may have streams: those that were added while it was away. One of
+them may lead by now, and tells this one of itself only if it is answered. At it: RESOURCE_EXHAUSTED."""
+
+_PASSED_ON: Final = frozenset((MessageType.PROP, MessageType.READ_INDEX))
+"""Messages that a follower passes on to the leader as they came: the sender is whoever asked first."""
 
 PEER_SERVER_LIMITS: Final = ServerLimits(
     message_bytes=MESSAGE_BYTES,
@@ -53,6 +56,12 @@ class Receivers(Protocol):
 
     def on_stream(self, member: int) -> None:
         """A member has opened a stream."""
+
+    def on_stranger(self, member: int, urls: tuple[str, ...]) -> None:
+        """So has one that is not known, and that listens there."""
+
+    def on_gone(self, member: int) -> None:
+        """A member has no stream any more."""
 
     def on_messages(self, sender: int, messages: list[Message]) -> None:
         """See TransportHandlers."""
@@ -111,12 +120,16 @@ class Incoming:
         key = (receiver.sender, receiver.stream.head.path)
         if self._streams.get(key) is receiver:
             del self._streams[key]
+            if not any(sender == receiver.sender for sender, _ in self._streams):
+                self.receivers.on_gone(receiver.sender)
 
     def _open(self, stream: ServerStream, head: Head, kind: type[Receiver]) -> StreamHandler:
         receivers = self.receivers
         try:
             sender = receivers.identity.sender(head.metadata, receivers.removed)
-            if not receivers.knows(sender):
+            known = receivers.knows(sender)
+            urls = urls_of(head.metadata)
+            if not known:
                 strangers = {member for member, _ in self._streams if not receivers.knows(member)}
                 if sender not in strangers and len(strangers) >= STRANGERS:
                     raise StreamRefused(Code.RESOURCE_EXHAUSTED, "too many unknown members")
@@ -133,7 +146,10 @@ class Incoming:
             counts = self.counts[sender] = Counts()
         receiver = self._streams[sender, head.path] = kind(self, stream, sender, counts)
         stream.send(b"")
-        receivers.on_stream(sender)
+        if known:
+            receivers.on_stream(sender)
+        else:
+            receivers.on_stranger(sender, urls)
         return receiver
 
 
@@ -186,7 +202,7 @@ class MessagesReceiver(Receiver):
         try:
             messages = decode(message)
             for one in messages:
-                if (one.sender != sender and one.type is not MessageType.TRANSFER_LEADER) or one.to != me:
+                if (one.sender != sender and one.type not in _PASSED_ON) or one.to != me:
                     raise ValueError(f"a message from {one.sender:x} to {one.to:x} on a stream from {sender:x}")
                 if one.type is MessageType.SNAP:
                     raise ValueError("a snapshot among messages")

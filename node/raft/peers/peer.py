@@ -71,6 +71,9 @@ class Surroundings(Protocol):
     identity: Identity
     loop: asyncio.AbstractEventLoop
 
+    def metadata(self, member: int) -> dict[str, str]:
+        """What a stream of this member's to another says."""
+
     def dial(self, url: str) -> Channel:
         """A channel to a peer URL; raises ValueError, OSError and ssl.SSLError."""
 
@@ -167,7 +170,7 @@ class Peer:
             return
         self.state = PeerState.CONNECTING
         self._attempted_at = time.monotonic()
-        metadata = around.identity.metadata(self.member)
+        metadata = around.metadata(self.member)
         for path in (MESSAGES, ENTRIES, FORWARD):
             call = _Call(self)
             call.stream = channel.open(path, call, metadata)

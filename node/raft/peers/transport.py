@@ -25,7 +25,7 @@ from node.config import PeerTls
 from node.log import Level, Logger
 from node.raft.core import Message
 from node.raft.peers.channel import limit_unsent, peer_channel
-from node.raft.peers.identity import Identity
+from node.raft.peers.identity import URLS, Identity
 from node.raft.peers.incoming import PEER_SERVER_LIMITS, Incoming
 from node.raft.peers.pages import PeerPages
 from node.raft.peers.peer import Peer, PeerState
@@ -85,7 +85,8 @@ class PeerTransport:
         self._send_snapshot = send_snapshot
         self._further_figures = tuple(figures)
         self._peers: dict[int, Peer] = {}
-        self._members: dict[int, tuple[str, ...]] = {}
+        self._guests: set[int] = set()  # of these: not known as members (yet), but they have streams open here
+        self._members = members
         self._incoming = Incoming(self)
         self._pages = PeerPages(identity.cluster_id, members, cluster_version)
         self._routes = dict(routes) if routes is not None else {}
@@ -136,7 +137,8 @@ class PeerTransport:
         """See Transport."""
         self.removed = frozenset(removed)
         assert self.identity.member_id not in urls, "a member is no peer of itself"
-        for member in [member for member in self._peers if member not in urls]:
+        self._guests -= urls.keys() | self.removed
+        for member in [member for member in self._peers if member not in urls and member not in self._guests]:
             self._peers.pop(member).close()
         for member, member_urls in urls.items():
             peer_or_none = self._peers.get(member)
@@ -211,6 +213,12 @@ class PeerTransport:
 
     # for the peers
 
+    def metadata(self, member: int) -> dict[str, str]:
+        """See Surroundings."""
+        identity = self.identity
+        urls = [",".join(one.peerURLs) for one in self._members() if one.ID == identity.member_id]
+        return {**identity.metadata(member), **({URLS: urls[0]} if urls else {})}
+
     def dial(self, url: str) -> Channel:
         """See Surroundings."""
         return peer_channel(url, self._tls)
@@ -260,13 +268,32 @@ class PeerTransport:
 
     def knows(self, member: int) -> bool:
         """See Receivers."""
-        return member in self._peers
+        return member in self._peers and member not in self._guests
 
     def on_stream(self, member: int) -> None:
         """See Receivers."""
         peer = self._peers.get(member)
         if peer is not None:
             peer.hint()
+
+    def on_stranger(self, member: int, urls: tuple[str, ...]) -> None:
+        """See Receivers."""
+        peer = self._peers.get(member)
+        if not urls or self._closed:
+            return
+        if peer is not None:
+            peer.set_urls(urls)
+            peer.hint()
+        else:
+            self._guests.add(member)
+            peer = self._peers[member] = Peer(member, urls, self)
+            peer.connect()
+
+    def on_gone(self, member: int) -> None:
+        """See Receivers."""
+        if member in self._guests:
+            self._guests.discard(member)
+            self._peers.pop(member).close()
 
     def on_messages(self, sender: int, messages: list[Message]) -> None:
         """See Receivers."""

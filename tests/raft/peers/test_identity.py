@@ -5,7 +5,7 @@ from types import MappingProxyType
 import pytest
 
 from kvorum.errors import Code
-from node.raft.peers.identity import REMOVED, Identity, StreamRefused
+from node.raft.peers.identity import REMOVED, URLS, Identity, StreamRefused, urls_of
 
 ME = Identity(cluster_id=0xC1, member_id=0xA, version="3.7.0")
 THEM = Identity(cluster_id=0xC1, member_id=0xB, version="3.7.0")
@@ -88,3 +88,17 @@ def test_an_id_is_hexadecimal_digits(value: str) -> None:
 def test_what_is_no_text_is_shown_as_what_it_is() -> None:
     _, text = refusal(metadata(Identity(0xC1, 0xB, "\n\x1b[31m" + "9" * 100)))
     assert text == r"member a speaks API version 3.7.0, not '\n\x1b[31m" + "9" * 34 + "'"
+
+
+def test_a_stream_may_say_where_its_sender_listens() -> None:
+    assert urls_of(metadata()) == ()
+    assert urls_of({URLS: ("http://b:2,http://a:1",)}) == ("http://a:1", "http://b:2")
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "http://a:1,", "http://a:1 http://b:2", ",".join(f"http://a:{i}" for i in range(1, 18))]
+)
+def test_urls_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(StreamRefused) as caught:
+        urls_of({URLS: (text,)})
+    assert caught.value.code == Code.INVALID_ARGUMENT

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from kvorum.pb.rpc_pb2 import Member
 from node.raft.core import Message, MessageType
 from tests.raft.peers.members import Place, TestMember, append, close, group, heartbeat, run, until
 
@@ -78,11 +81,12 @@ def test_a_single_entry_may_be_large() -> None:
     run(test)
 
 
-def test_a_transfer_that_is_passed_on_names_another_sender() -> None:
+@pytest.mark.parametrize("type_", [MessageType.READ_INDEX, MessageType.PROP])
+def test_what_is_passed_on_names_another_sender(type_: MessageType) -> None:
     async def test() -> None:
         one, two = TestMember(1, [Place.tcp()]), TestMember(2, [Place.tcp()])
         await group(one, two)
-        one.transport.send([Message(MessageType.TRANSFER_LEADER, to=2, sender=3)])
+        one.transport.send([Message(type_, to=2, sender=3)])
         await until(lambda: len(two.heard.messages) == 1)
         assert two.heard.messages[0].sender == 3
         await close(one, two)
@@ -131,5 +135,47 @@ def test_a_member_that_is_not_known_or_not_there_is_unreachable() -> None:
         assert one.transport.connected_since(2) is None
         await until(lambda: len(one.heard.said("cannot connect to a member")) == 1)
         await close(one)
+
+    run(test)
+
+
+def test_a_member_that_was_added_while_this_one_was_away_is_answered() -> None:
+    async def test() -> None:
+        place = Place.tcp()
+        added = TestMember(2, [place], members=[Member(ID=1), Member(ID=2, peerURLs=[place.url])])
+        back = TestMember(1, [Place.tcp()])
+        for member in (added, back):
+            await member.start()
+        added.knows(back)
+        back.knows()
+        await until(lambda: added.connected(back) and back.connected(added))
+        added.transport.send([heartbeat(2, 1)])
+        await until(lambda: len(back.heard.messages) == 1)
+        answer = Message(MessageType.HEARTBEAT_RESP, 2, 1, 1)
+        back.transport.send([answer])
+        await until(lambda: added.heard.messages == [answer])
+        back.knows(added)  # it has caught up
+        assert back.connected(added)
+        back.transport.set_members({}, [2])
+        assert not back.connected(added)
+        await close(added, back)
+
+    run(test)
+
+
+def test_a_member_that_is_not_known_is_left_when_it_goes() -> None:
+    async def test() -> None:
+        place = Place.tcp()
+        added = TestMember(2, [place], members=[Member(ID=2, peerURLs=[place.url])])
+        back = TestMember(1, [Place.tcp()])
+        for member in (added, back):
+            await member.start()
+        added.knows(back)
+        await until(lambda: back.connected(added))
+        back.knows()  # other members have changed
+        assert back.connected(added)
+        await close(added)
+        await until(lambda: not back.transport.urls_of(2))
+        await close(back)
 
     run(test)
