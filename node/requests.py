@@ -109,6 +109,13 @@ def pack_read(op: int, sequence: int, body: bytes, flags: int = 0) -> bytes:
     return READ.pack(len(body), op, flags, 0, sequence) + body
 
 
+def are_replies(data: bytes, at: int) -> bool:
+    """Whether `data[at:]` is one packed reply after the other, as far as that shows."""
+    while at + REPLY.size <= len(data):
+        at += REPLY.size + REPLY.unpack_from(data, at)[1]
+    return at == len(data)
+
+
 def batches(data: bytes, at: int = 0, end: int | None = None) -> Iterator[Batch]:
     """The batches of one log entry, in order: `data[at:end]`.
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
+from google.protobuf.message import DecodeError
+
 from kvorum import errors
 from kvorum.errors import Status
 from kvorum.pb.internal_pb2 import MemberChange
 from kvorum.pb.rpc_pb2 import Member, MoveLeaderResponse
 from node.membership import Membership
 from node.raft.core.change import ChangeType, ConfChange
-from node.requests import RECORD, REPLY, Op, batches
+from node.requests import BATCH, FORMAT_VERSION, RECORD, REPLY, Op, batches
 
 HEALTHY_S: Final = 5.0
 """A member counts as connected when it has been so for more than this."""
@@ -42,6 +44,22 @@ def asked(payload: bytes, at: int = 0) -> Iterator[Asked]:
         whole = payload[at : batch.end]
         at = batch.end
         yield Asked(batch.origin, batch.first_sequence, op, payload[body_at : batch.end], whole)
+
+
+def passed_on(payload: bytes) -> Asked | None:
+    """What another member passes on for the leader to decide: one promotion. None: the payload is no such thing."""
+    body_at = BATCH.size + RECORD.size
+    if len(payload) < body_at:
+        return None
+    length, version, _, _, size, _, _, _ = BATCH.unpack_from(payload)
+    body_bytes, op, flags, _ = RECORD.unpack_from(payload, BATCH.size)
+    if (length, version, size, flags, body_at + body_bytes) != (len(payload), FORMAT_VERSION, 1, 0, length):
+        return None
+    try:
+        MemberChange.FromString(payload[body_at:])
+    except DecodeError:
+        return None
+    return next(asked(payload)) if op == Op.MEMBER_PROMOTE else None
 
 
 def conf_change(op: int, change: MemberChange, batch: bytes) -> ConfChange:

@@ -62,7 +62,7 @@ from node.raft.wal.errors import LogFull
 from node.raft.wal.log import WriteAheadLog
 from node.raft.wal.record import Snapshot as SnapshotRecord
 from node.raft.writer import Disk, LogWriter
-from node.requests import REPLY, batches
+from node.requests import REPLY, are_replies, batches
 
 SEND_BYTES: Final = 1 << 20
 """A frame of entries read back for apply (after a start, or when it had no credit) holds about this much."""
@@ -216,8 +216,7 @@ class Driver:
             elif kind == Kind.MEMBERS:
                 self.membership.learn(MembershipState.FromString(frame.data[HEADER_BYTES:]))
             elif kind == Kind.GRANT_RETURNED:
-                assert self._node is not None
-                self._members.on_grant_returned(self._node)
+                self._leadership.grant_returned()
             elif kind == Kind.CHECKPOINT:
                 self._on_checkpoint(frame.data[HEADER_BYTES:])
             elif kind == Kind.APPLIED:
@@ -242,7 +241,7 @@ class Driver:
             if kind == Kind.PROPOSALS:
                 fresh.append(Held(now + self._request_timeout_s, frame.sender, frame.data[HEADER_BYTES:]))
             elif kind == Kind.CHANGES:
-                self._change(frame.data, HEADER_BYTES)
+                self._change(frame.data)
             elif kind == Kind.FORWARDS:
                 self._forward_reads(frame.data[HEADER_BYTES:])
             else:
@@ -286,11 +285,11 @@ class Driver:
         if kind == FORWARDED_READS:
             if node.leads:
                 self._links.send(Process.APPLY, Kind.FORWARDS, body)
-        elif kind == FORWARDED_REPLIES:
+        elif kind == FORWARDED_REPLIES and len(body) > FORWARD.size and are_replies(body, FORWARD.size):
             self._deliver_replies(body)
-        elif kind == FORWARDED_CHANGE:
+        elif kind == FORWARDED_CHANGE and (ask := changes.passed_on(body)) is not None:
             if node.leads:
-                self._change(body, 0)
+                self._members.ask(node, ask)
                 self._work()
         else:
             self._logger.warn("dropped what a member sent", sender=f"{sender:x}", kind=kind.hex())
@@ -400,6 +399,7 @@ class Driver:
                 self._members.propose_next(node)
             if self._leadership.announce(node, self._handed):
                 self._executed_at = self._now()
+                self._proposals.forget(Process.APPLY)
                 self._reply_to(self._members.on_leader(node))
             number = self._outgoing.ask()
             if number is not None:
@@ -470,19 +470,18 @@ class Driver:
         """
         node = self._node
         held = self._proposals
-        if (
-            node is None
-            or node.lead == NOBODY
-            or node.lead_transferee != NOBODY
-            or (node.leads and self._writer.syncing)
-        ):
+        if node is None or node.lead == NOBODY or node.lead_transferee != NOBODY:
+            # What apply asks for of its own is right under this leader only: the next may have renewed the lease.
+            self._hold([batch for batch in fresh if batch.sender != Process.APPLY])
+            return
+        if node.leads and self._writer.syncing:
             self._hold(fresh)
             return
         if node.leads and self._backlog_bytes > MAX_BACKLOG_BYTES:
             self._refuse(fresh, errors.REQUEST_TOO_MANY_REQUESTS)
             return
         if held:
-            fresh = held.take(self._now()) + fresh
+            fresh = [batch for batch in held.take(self._now()) if node.leads or batch.sender != Process.APPLY] + fresh
             if not fresh:
                 return
         data = [batch.data for batch in fresh]
@@ -543,6 +542,8 @@ class Driver:
 
     def _send_entries(self, fresh: list[Entry] | None) -> None:
         """Sends apply what is committed, as far as it has credit; the rest stays in the log until it has."""
+        if self._installing:
+            return  # the log may hold them no more, and the next generation begins behind them
         links = self._links
         outlet = links.outlet(Process.APPLY, Kind.ENTRIES)
         pack = ENTRY_HEADER.pack
@@ -586,11 +587,11 @@ class Driver:
 
     # what only the leader, or its apply, can do
 
-    def _change(self, payload: bytes, at: int) -> None:
+    def _change(self, frame: bytes) -> None:
         """Changes of the members or of the leader; before apply is there nobody can ask for one."""
         node = self._node
         if node is not None:
-            for ask in changes.asked(payload, at):
+            for ask in changes.asked(frame, HEADER_BYTES):
                 self._members.ask(node, ask)
 
     def _answer_change(self, ask: Asked, reply: bytes) -> None:
@@ -621,7 +622,9 @@ class Driver:
 
     def _deliver_replies(self, payload: bytes) -> None:
         member, incarnation, front = FORWARD.unpack_from(payload)
-        if (member, incarnation) == (self._id, self._incarnation) and front in self._fronts:
+        if (member, incarnation) != (self._id, self._incarnation) or front not in self._fronts:
+            return
+        if self._links.outlet(front, Kind.REPLIES).open():  # else they are lost: nothing bounds what others answer
             self._links.send(front, Kind.REPLIES, payload[FORWARD.size :])
 
     # the end

@@ -125,7 +125,12 @@ class Leadership:
         """From the next `announce` on; what must not happen before apply knows waits for `grant_returned`."""
         self._grant_from = NEVER
 
-    def grant_returned(self, last_index: int) -> None:
-        """Apply answers no more reads on the grant; there is no new one before `last_index` is given out."""
-        self.granted = False
-        self._grant_from = last_index
+    def grant_returned(self) -> None:
+        """Apply answers no more reads on the grant that was taken back last."""
+        if self._told is not None and not self._told[3]:  # else it was given another one meanwhile
+            self.granted = False
+
+    def allow_grant(self, last_index: int) -> None:
+        """No change waits any more: there may be a new grant when `last_index` is given out."""
+        if self._grant_from == NEVER and not self.granted:
+            self._grant_from = last_index

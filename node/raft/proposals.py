@@ -48,6 +48,11 @@ class Proposals:
         self._held.extendleft(reversed(batches))
         self.held_bytes += sum([len(batch.data) for batch in batches])
 
+    def forget(self, sender: int) -> None:
+        """Nothing that this process asked for waits any more."""
+        self._held = deque([batch for batch in self._held if batch.sender != sender])
+        self.held_bytes = sum([len(batch.data) for batch in self._held])
+
     def take(self, now: float) -> list[Held]:
         """Everything that waits and is not too old: whoever waited longer was told that its time is over."""
         batches = [batch for batch in self._held if batch.until > now]

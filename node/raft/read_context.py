@@ -25,5 +25,7 @@ class ReadContext:
 
     def number(self, context: bytes) -> int | None:
         """The number of an ask of this generation; None for any other."""
+        if len(context) != _CONTEXT.size:
+            return None  # another member made it up
         member, incarnation, number = _CONTEXT.unpack(context)
         return number if (member, incarnation) == (self.member, self.incarnation) else None

@@ -80,7 +80,6 @@ class Reconfiguration:
         self._pass_on = pass_on
         self.membership = Membership()
         self._states: deque[tuple[int, ConfState]] = deque()  # configurations, and from which entry on they hold
-        self._waiting: deque[Asked] = deque()  # changes, until apply has returned its grant
         self._queue: deque[tuple[float, Message]] = deque()  # of a leader: changes that wait for their turn
         self._transfers = Transfers()
         self._removed_at: float | None = None
@@ -178,9 +177,6 @@ class Reconfiguration:
                 refusal = errors.NO_LEADER
             if refusal is not None:
                 self._refuse(ask, refusal)
-            elif self._leadership.granted:
-                self._leadership.take_grant_back()
-                self._waiting.append(ask)
             else:
                 self._propose(node, ask)
 
@@ -212,11 +208,14 @@ class Reconfiguration:
             self._refuse(ask, errors.LEADER_CHANGED)
 
     def propose(self, node: RawNode, message: Message) -> bool:
-        """Proposes a change, of this member or of another: a leader lets it wait while another one is under way.
+        """Proposes a change, of this member or of another: a leader lets it wait while another one is under way (the
+        core would put an empty entry in its place), and until apply has returned its grant.
 
-        The core would put an empty entry in its place. Returns False if nobody takes it.
+        Returns False if nobody takes it.
         """
-        if node.leads and (self._queue or not node.may_change or node.lead_transferee != NOBODY):
+        if node.leads:
+            self._leadership.take_grant_back()
+        if node.leads and (self._queue or not self._may_change(node)):
             if len(self._queue) < MAX_QUEUE:
                 self._queue.append((self._now() + self._request_timeout_s, message))
             return True
@@ -232,17 +231,18 @@ class Reconfiguration:
         queue = self._queue
         if queue and not node.leads:
             queue.clear()
-        while queue and node.may_change and node.lead_transferee == NOBODY:
+        while queue and self._may_change(node):
             until, message = queue.popleft()
             if until > self._now():
-                node.step(message)
+                try:
+                    node.step(message)
+                except ProposalDropped as error:
+                    self._logger.debug("dropped a change of members", error=repr(error))
+        if not queue:
+            self._leadership.allow_grant(node.last_index)
 
-    def on_grant_returned(self, node: RawNode) -> None:
-        """Apply answers no reads by itself any more: others may be given a vote."""
-        waiting, self._waiting = self._waiting, deque()
-        for ask in waiting:
-            self._propose(node, ask)
-        self._leadership.grant_returned(node.last_index)
+    def _may_change(self, node: RawNode) -> bool:
+        return not self._leadership.granted and node.may_change and node.lead_transferee == NOBODY
 
     def _move_leader(self, node: RawNode, ask: Asked) -> None:
         target = MoveLeaderRequest.FromString(ask.body).targetID

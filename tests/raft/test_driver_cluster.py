@@ -23,8 +23,8 @@ from node.frames import (
     unpack,
 )
 from node.membership import Membership
-from node.raft.core import EntryType, Message, MessageType
-from node.requests import Op, pack_batch, pack_record
+from node.raft.core import ChangeType, ConfChange, EntryType, Message, MessageType, Snapshot, encode_change
+from node.requests import REPLY, Op, pack_batch, pack_record
 from tests.apply.entries import INCARNATION, batch
 from tests.apply.shell import FRONT, Clock, child_context
 from tests.raft.driver_group import Network, RaftUnderTest, founded, founding, proposal, url
@@ -256,6 +256,9 @@ def test_a_leader_whose_apply_stands_still_hands_leadership_on(group: Group) -> 
     assert group.leader() in (B, C)
 
 
+ANSWERS = REPLY.pack(1, 7, 0) + b"answers"
+
+
 def forwards(member: int, payload: bytes) -> Frame:
     return unpack(pack(FRONT, Kind.FORWARDS, 0, FORWARD.pack(member, INCARNATION, FRONT) + payload))
 
@@ -266,12 +269,12 @@ def test_questions_to_the_leader_s_apply_and_their_answers_travel_between_the_me
     group.settle()
     (asked,) = group[A].links.take(Process.APPLY, Kind.FORWARDS)
     assert asked[HEADER_BYTES:] == FORWARD.pack(B, INCARNATION, FRONT) + b"questions"
-    answer = FORWARD.pack(B, INCARNATION, FRONT) + b"answers"
+    answer = FORWARD.pack(B, INCARNATION, FRONT) + ANSWERS
     group[A].propose(unpack(pack(Process.APPLY, Kind.FORWARD_REPLIES, 0, answer)))
     group.settle()
     (answered,) = group[B].links.take(FRONT, Kind.REPLIES)
-    assert answered[HEADER_BYTES:] == b"answers"
-    of_another_generation = FORWARD.pack(B, INCARNATION + 1, FRONT) + b"answers"
+    assert answered[HEADER_BYTES:] == ANSWERS
+    of_another_generation = FORWARD.pack(B, INCARNATION + 1, FRONT) + ANSWERS
     group[A].propose(unpack(pack(Process.APPLY, Kind.FORWARD_REPLIES, 0, of_another_generation)))
     group.settle()
     assert not group[B].links.take(FRONT, Kind.REPLIES)
@@ -439,3 +442,147 @@ def test_a_member_without_a_leader_refuses_by_the_rules_first(group: Group) -> N
     for op, body, status in asked:
         group.ask(A, op, body)
         assert lonely.refusals() == [(77, status.code, status.message.encode())], op
+
+
+def test_a_change_that_the_core_drops_when_its_turn_comes_ends_nothing(group: Group) -> None:
+    leader = group.elect(A)
+    group.ask(A, Op.MEMBER_UPDATE, MemberChange(ID=C, peerURLs=["http://127.0.0.1:1"]))
+    no_change = Message(MessageType.PROP, A, B, entries=[(0, 0, EntryType.CONF_CHANGE, b"no change")])
+    leader.driver.on_messages(B, [no_change])
+    group.ask(A, Op.MEMBER_UPDATE, MemberChange(ID=C, peerURLs=["http://127.0.0.1:2"]))
+    group.settle()
+    assert [type_ for _, _, type_, _ in leader.entries()] == [EntryType.CONF_CHANGE] * 2
+
+
+NO_FORWARDS = [
+    b"",
+    b"?",
+    b"a",
+    b"a" + bytes(30),
+    b"c",
+    b"c" + bytes(60),
+    b"a" + FORWARD.pack(A, INCARNATION, FRONT) + b"a",
+]
+
+
+@pytest.mark.parametrize("payload", NO_FORWARDS, ids=repr)
+def test_what_members_do_not_send_each_other_is_dropped(group: Group, payload: bytes) -> None:
+    leader = group.elect(A)
+    leader.driver.on_forward(B, payload)
+    assert not leader.refusals()
+    assert "dropped what a member sent" in leader.log.lines[-1]
+
+
+@pytest.mark.parametrize("op", [Op.MEMBER_REMOVE, Op.MOVE_LEADER, Op.PUT])
+def test_only_promotions_are_taken_from_another_member(group: Group, op: Op) -> None:
+    leader = group.elect(A)
+    record = pack_record(op, MemberChange(ID=C).SerializeToString())
+    leader.driver.on_forward(B, b"c" + pack_batch(FRONT, B, INCARNATION, 1, [record]))
+    assert "dropped what a member sent" in leader.log.lines[-1]
+    group.settle()
+    assert not leader.entries() and not group[B].refusals()
+
+
+def test_a_read_under_a_strange_context_is_answered_to_nobody(group: Group) -> None:
+    group.elect(A)
+    term = group[B].driver.standing[0]
+    answer = Message(MessageType.READ_INDEX_RESP, B, A, term, index=1, entries=[(0, 0, EntryType.NORMAL, b"short")])
+    group[B].driver.on_messages(A, [answer])
+    assert not group[B].links.take(Process.APPLY, Kind.READ_INDEX)
+
+
+def test_answers_from_the_leader_that_a_front_does_not_take_are_dropped(group: Group) -> None:
+    """It asks again."""
+    group.elect(A)
+    reply = FORWARD.pack(B, INCARNATION, FRONT) + REPLY.pack(1, 4, 0) + b"text"
+    outlet = group[B].links.outlet(FRONT, Kind.REPLIES)
+    outlet.position = outlet.granted - 1
+    for _ in range(2):
+        group[B].driver.on_forward(A, b"a" + reply)
+    assert len(group[B].links.take(FRONT, Kind.REPLIES)) == 1
+
+
+def test_a_learner_that_asks_for_a_voter_has_the_grant_taken_back_first(tmp_path: Path) -> None:
+    child = child_context(tmp_path, Role.RAFT, "--strict-reconfig-check=false")
+    alone = RaftUnderTest(child, SimulatedDisk(), member=A, members=(A,)).start()
+    alone.leadership()
+    alone.entries()
+    record = pack_record(Op.MEMBER_ADD, MemberChange(ID=D, peerURLs=[url(D)]).SerializeToString())
+    context = pack_batch(FRONT, B, INCARNATION, 1, [record])
+    change = encode_change(ConfChange(((ChangeType.ADD_VOTER, D),), context=context))
+    asked = Message(MessageType.PROP, A, B, entries=[(0, 0, EntryType.CONF_CHANGE, change)])
+    alone.driver.on_messages(B, [asked])
+    assert alone.entries() == []
+    assert [solo for *_, solo in alone.leadership()] == [False]
+    alone.tell(Kind.GRANT_RETURNED, b"")
+    assert [type_ for _, _, type_, _ in alone.entries()] == [EntryType.CONF_CHANGE]
+    assert alone.leadership() == []
+    alone.stop()
+    child.lifeline.close()
+
+
+def test_no_grant_is_given_between_changes_asked_for_at_once(tmp_path: Path) -> None:
+    child = child_context(tmp_path, Role.RAFT, "--strict-reconfig-check=false")
+    alone = RaftUnderTest(child, SimulatedDisk(), member=A, members=(A,)).start()
+    alone.leadership()
+    for sequence, port in enumerate((1, 2)):
+        change = MemberChange(ID=A, peerURLs=[f"http://127.0.0.1:{port}"])
+        record = pack_record(Op.MEMBER_UPDATE, change.SerializeToString())
+        alone.propose(unpack(pack(FRONT, Kind.CHANGES, 0, pack_batch(FRONT, A, INCARNATION, sequence, [record]))))
+    alone.entries()
+    assert [solo for *_, solo in alone.leadership()] == [False]
+    alone.tell(Kind.GRANT_RETURNED, b"")
+    last = alone.entries()[-1]
+    assert last[2] == EntryType.CONF_CHANGE
+    ((_, _, catch_up_to, solo),) = alone.leadership()
+    assert solo and catch_up_to == last[0]
+    alone.stop()
+    child.lifeline.close()
+
+
+def test_what_apply_asked_for_under_one_leader_is_not_proposed_under_the_next(group: Group) -> None:
+    """A lease that was over for the last leader may have been renewed by the next one."""
+    group.elect(A)
+    group.network.cut = {B, C}
+    group.tick(25)
+    assert group[A].driver.state()["leader"] == 0
+    group[A].propose(proposal(sender=Process.APPLY), proposal(first=2))
+    group.network.cut = set()
+    group.tick(40)
+    assert group.leader()
+    assert data(group[A].entries()) == [batch(PutRequest(key=b"k", value=b"\0"), origin=FRONT, first=2)]
+
+
+def test_what_apply_asked_for_is_forgotten_with_the_leadership_also_if_it_waited_for_the_disk(group: Group) -> None:
+    leader = group.elect(A)
+    leader.propose(proposal(first=2))  # the disk is busy with this one
+    leader.propose(proposal(sender=Process.APPLY))
+    group.network.cut = {B, C}
+    for _ in range(25):
+        group.clock.now_s += 0.1
+        leader.driver.tick()
+    assert leader.driver.state()["leader"] == 0
+    group.network.cut = set()
+    group.tick(40)
+    assert group.leader()
+    assert b"".join(data(leader.entries())) in (b"", batch(PutRequest(key=b"k", value=b"\0"), origin=FRONT, first=2))
+
+
+def test_while_a_snapshot_is_recorded_apply_gets_nothing_of_the_log_that_it_replaces(tmp_path: Path) -> None:
+    child = child_context(tmp_path, Role.RAFT)
+    behind = RaftUnderTest(child, SimulatedDisk(), 1, member=B, members=MEMBERS).start()
+    entries = [(2, index, EntryType.NORMAL, PUT) for index in range(2, 5)]
+    behind.driver.on_messages(A, [Message(MessageType.APP, B, A, 2, 1, 1, entries=entries, commit=4)])
+    while behind.disk_thread.finish():
+        pass
+    assert behind.driver.standing == (2, 4)
+    state = Membership.restore(founded(*MEMBERS).state())
+    snapshot = Snapshot(100, 2, state.conf_state(), state.state().SerializeToString())
+    behind.driver.on_snapshot_received(Message(MessageType.SNAP, B, A, 2, snapshot=snapshot))
+    behind.entries()
+    behind.grant(1 << 20)
+    assert behind.entries() == []
+    behind.disk_thread.finish()
+    assert behind.received.decided == [100] and len(behind.ended) == 1
+    behind.stop()
+    child.lifeline.close()
