@@ -112,7 +112,9 @@ class Membership:
         return rows
 
     def learn(self, state: MembershipState) -> None:
-        """What members published of themselves (names, client URLs), from one who executes that too."""
+        """What members published of themselves (names, client URLs), and the cluster's version, from one who executes
+        that too."""
+        self.cluster_version = state.cluster_version
         for other in state.members:
             member = self._members.get(other.ID)
             if member is not None:

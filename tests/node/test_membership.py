@@ -145,6 +145,15 @@ def test_M24_only_a_learner_is_promoted_and_it_keeps_the_rest() -> None:
     assert membership.get(B) == learner
 
 
+def test_one_that_does_not_execute_it_learns_what_was_published() -> None:
+    knows, learns = founded(voter(A)), founded(voter(A))
+    publish = Publish(member_id=A, name="a", client_urls=["http://c:1"], version="3.7.0")
+    knows.publish(publish.SerializeToString())
+    learns.learn(knows.state())
+    assert learns.state() == knows.state()
+    assert learns.cluster_version == "3.7.0"
+
+
 def test_a_learner_that_publishes_stays_a_learner() -> None:
     membership = founded(voter(A), Member(ID=B, peerURLs=["http://h:20"], isLearner=True))
     membership.publish(Publish(member_id=B, name="b", client_urls=["http://c:2"]).SerializeToString())

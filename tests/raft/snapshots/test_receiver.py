@@ -172,6 +172,16 @@ class TestRefused:
         assert sender.code == Code.INVALID_ARGUMENT
         assert receiver.names() == []
 
+    def test_a_chunk_behind_the_last_one(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:
+        sender = SenderUnderTest(receiver)
+        sender.say(header_of(snap(), checkpoint))
+        receiver.aside.at_once = False
+        sender.stream_files(checkpoint)
+        sender.say(encode_chunk(Place(1, 0), b"more"))
+        assert sender.code == Code.INVALID_ARGUMENT
+        receiver.aside.run()
+        assert receiver.received == [] and receiver.names() == []
+
     def test_an_early_end(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:
         sender = SenderUnderTest(receiver)
         sender.say(header_of(snap(), checkpoint))
