@@ -326,7 +326,7 @@ class Driver:
         node = self._node
         if node is None or self._over:
             return
-        self._writer.tick()
+        self._writer.tick(self._now())
         self._leadership.tick(node)
         if self._advances and node.lead == NOBODY:
             self._advance(node)

@@ -22,6 +22,9 @@ from node.raft.wal.record import Snapshot as SnapshotRecord
 
 SLOW_SYNC_S: Final = 1.0
 
+RETRY_S: Final = 0.5
+"""What found no room in the log is tried again after this."""
+
 
 class Disk(Protocol):
     """What runs aside of the loop."""
@@ -54,6 +57,7 @@ class LogWriter:
         self._snapshot: Snapshot | None = None
         self._unsynced = False
         self._commit = 0  # known, and not in the log
+        self._retry_at = 0.0
         self._segments = 0
         self.waits_inline = False
         """Whether this member is the only voter."""
@@ -96,10 +100,12 @@ class LogWriter:
         self._commit = entries[-1][1]
         self._look_at_segments()
 
-    def tick(self) -> None:
+    def tick(self, now: float) -> None:
         """There may be room again; and a commit index is written now and then, though nobody waits for it."""
-        while self._work and self._append(self._work[0]):
-            self._work.popleft()
+        if self._work and now >= self._retry_at:
+            self._retry_at = now + RETRY_S
+            while self._work and self._append(self._work[0]):
+                self._work.popleft()
         if self._commit and not self._work:
             self._keep_commit()
 
@@ -135,7 +141,7 @@ class LogWriter:
                 self._unsynced = True
                 self.write_s.observe(time.perf_counter() - began)
         except LogFull as error:
-            self._logger.error("there is no room for the log", error=str(error))
+            self._logger.error("there is no room for the log, trying again", error=str(error))
             return False
         self._look_at_segments()
         if not self._unsynced and not self.syncing:

@@ -161,7 +161,7 @@ def test_a_log_without_room_for_a_segment_refuses(tmp_path: Path) -> None:
             server.kill()
             disk.release()
             server.launch()
-            wait_until(lambda: server.logged("cannot lead yet: there is no room for the log") > 1, "two elections")
+            wait_until(lambda: server.logged("there is no room for the log") > 1, "two attempts to serve")
             disk.resize(300 * MIB)
             wait_until(server.is_ready, "the member to serve")
         with Api(server.address) as api:

@@ -183,6 +183,7 @@ def test_without_room_at_the_start_it_leads_as_soon_as_there_is_some(child: Chil
     assert raft.log.has("there is no room for the log")
     assert raft.wal.last_index == last
     raft.disk.free_bytes = 1 << 20
+    raft.clock.now_s += 1
     raft.driver.tick()
     assert raft.leadership()[-1] == (3, MEMBER, last + 1, True)
     assert [index for index, _, _, _ in raft.entries()] == list(range(3, last + 2))
