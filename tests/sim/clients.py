@@ -45,7 +45,7 @@ KEYS: Final = [b"k%d" % number for number in range(8)]
 
 _KV: Final = "/etcdserverpb.KV/"
 _LEASE: Final = "/etcdserverpb.Lease/"
-_METHODS: Final[dict[type[Message], tuple[str, type[Message]]]] = {
+METHODS: Final[dict[type[Message], tuple[str, type[Message]]]] = {
     PutRequest: (_KV + "Put", PutResponse),
     RangeRequest: (_KV + "Range", RangeResponse),
     DeleteRangeRequest: (_KV + "DeleteRange", DeleteRangeResponse),
@@ -159,28 +159,29 @@ class Client:
             member = self.member = self.random.choice(members) if members else None
         return member.generation if member is not None else None
 
-    def ask(self, request: Request, done: Callable[[Outcome], None]) -> None:
-        """Asks and writes down; then `done(outcome)`."""
+    def ask(self, request: Any, done: Callable[[Outcome], None], *, recorded: bool = True) -> None:
+        """Asks, and writes down if it is `recorded`; then `done(outcome)`."""
         generation = self.generation()
         if generation is None:
             self.scheduler.after(0.1, lambda: done(REFUSED))
             return
-        path, reply_type = _METHODS[type(request)]
+        path, reply_type = METHODS[type(request)]
         began_s = self.scheduler.now_s
         session = Session(generation.member.id, generation.number)
         call = Call(self.scheduler, generation, path, request.SerializeToString(), self.random.choice((1.0, 3.0, 10.0)))
 
         pending = self.servers.pending
-        pending[id(call)] = Operation(began_s, inf, session, request, None)
+        if recorded:
+            pending[id(call)] = Operation(began_s, inf, session, request, None)
 
         def ended(answer: bytes | Status | None) -> None:
-            del pending[id(call)]
+            pending.pop(id(call), None)
             outcome: Outcome = answer
             if isinstance(answer, bytes):
                 outcome = reply_type.FromString(answer)
             elif answer is not None and not is_refusal(answer):
                 outcome = None
-            if outcome != REFUSED:
+            if recorded and outcome != REFUSED:
                 operation = Operation(began_s, self.scheduler.now_s, session, request, outcome)
                 self.servers.history.operations.append(operation)
             if outcome is None or isinstance(outcome, Status):

@@ -61,13 +61,25 @@ class Cluster:
         ]
         founding = Founding(members=founders).SerializeToString(deterministic=True)
         for founder in founders:
-            self.add(founder.ID, founding, {other.ID: other.peerURLs for other in founders if other.ID != founder.ID})
+            remotes = {other.ID: other.peerURLs for other in founders if other.ID != founder.ID}
+            self.add(founder.ID, founding, remotes, founder.peerURLs)
 
-    def add(self, member_id: int, founding: bytes, remotes: Mapping[int, Sequence[str]]) -> SimulatedMember:
+    def add(
+        self, member_id: int, founding: bytes, remotes: Mapping[int, Sequence[str]], peer_urls: Sequence[str]
+    ) -> SimulatedMember:
         """A member with empty disks, that is yet to be started."""
         config = member_config(self._base, self.settings, f"m{next(self._names)}")
-        member = self.members[member_id] = SimulatedMember(self, config, member_id, founding, remotes)
+        member = self.members[member_id] = SimulatedMember(self, config, member_id, founding, remotes, peer_urls)
         return member
+
+    def meet(self, known: Member) -> None:
+        """The list of members has this one: its machine is set up if it is new, and begins some time later."""
+        if known.ID in self.members:
+            return
+        remotes = {one.id: one.peer_urls for one in self.members.values() if one.finished is None}
+        member = self.add(known.ID, b"", remotes, list(known.peerURLs))
+        self.note(known.ID, "joins")
+        self.scheduler.after(self.scheduler.random.uniform(0.0, 2.0), lambda: self._restart(member))
 
     # what the members tell
 
@@ -149,14 +161,17 @@ class Cluster:
             if not member.alive and member.finished is None:
                 member.start()
 
-    def crash(self, member: SimulatedMember, why: str, *, power_lost: bool | None = None) -> None:
+    def crash(
+        self, member: SimulatedMember, why: str, *, power_lost: bool | None = None, away_s: float | None = None
+    ) -> None:
         """It dies, and comes back after a while."""
         random = self.scheduler.random
         self.crashes += 1
         member.stop(why, power_lost=random.random() < 0.6 if power_lost is None else power_lost)
         if member.finished is None:
             most_s = random.choice((0.5, 3.0, 10.0)) if self.troubled else 0.5
-            self.scheduler.after(random.uniform(0.05, most_s), lambda: self._restart(member))
+            away_s = random.uniform(0.05, most_s) if away_s is None else away_s
+            self.scheduler.after(away_s, lambda: self._restart(member))
 
     def _restart(self, member: SimulatedMember) -> None:
         if not member.alive and member.finished is None:
@@ -172,24 +187,38 @@ class Cluster:
         member = self.members[self._leaders[max(terms)]]
         return member if member.alive else None
 
+    def membership(self) -> dict[int, Member]:
+        """As the store shows it that has applied most."""
+        running = [member.generation for member in self.members.values() if member.generation is not None]
+        if not running:
+            return {}
+        newest = max(running, key=lambda generation: generation.store.cursor.index)
+        return {member.ID: member for member in newest.members()}
+
     def settled(self) -> bool:
-        """Whether all members that should run do, serve, and have applied all there is."""
-        indexes = set()
-        for member in self.members.values():
-            if member.finished is not None:
-                continue
+        """Whether all members that should run do, serve, and have applied all; and no others think that they belong."""
+        members = self.membership()
+        if not members:
+            return False
+        for member_id, member in self.members.items():
             generation = member.generation
+            if member_id not in members:
+                if generation is not None and generation.has_leader:
+                    return False
+                continue
             if generation is None or not generation.service.serving:
                 return False
-            indexes.add(generation.store.cursor.index)
-        return indexes == {self.most_entries}
+            if generation.store.cursor.index != self.most_entries:
+                return False
+        return members.keys() <= self.members.keys()
 
     def compare(self) -> None:
         """All stores at the same entry hold the same: HashKV, and every row of the tables that it does not cover."""
+        belong = self.membership()
         digests = {
             member.id: _digest(member.generation.store)
             for member in self.members.values()
-            if member.generation is not None
+            if member.generation is not None and member.id in belong
         }
         first = next(iter(digests))
         for member_id, found in digests.items():

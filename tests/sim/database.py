@@ -8,7 +8,7 @@ earlier one. `tests/sim/test_database.py` holds this against the real thing.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from operator import itemgetter
 from random import Random
@@ -64,20 +64,22 @@ class _Seeker:
         return self._view.rows[self._view.keys[self._at]]
 
 
-class Files:
-    """What lies on the disk, and what would after a crash."""
+class DatabaseFiles:
+    """What lies on the disk of one database, and what would after a crash."""
 
-    def __init__(self, rows: _Rows | None = None) -> None:
+    def __init__(self, rows: _Rows | None = None, *, is_half: bool = False) -> None:
+        self.is_half = is_half
+        """A removal of it was begun and not finished."""
         self.flushed: _Rows = rows if rows is not None else {}
         self.unflushed: list[_Write] = []
         self.unflushed_bytes = 0
 
-    def crash(self, random: Random) -> Files:
+    def crash(self, random: Random) -> DatabaseFiles:
         """What the next process finds."""
         rows = dict(self.flushed)
         for write in self.unflushed[: random.randint(0, len(self.unflushed))]:
             _apply(rows, write)
-        return Files(rows)
+        return DatabaseFiles(rows, is_half=self.is_half)
 
 
 def _apply(rows: _Rows, write: _Write) -> None:
@@ -88,13 +90,16 @@ def _apply(rows: _Rows, write: _Write) -> None:
             rows[row] = value
 
 
-class SimulatedDatabase(Database):
-    """`Database` on `Files`: what it makes of rows and batches is the real code, where they lie is not."""
+Put = Callable[[str, DatabaseFiles], None]
 
-    def __init__(self, files: Files, checkpoints: dict[str, Files] | None = None) -> None:
-        """`checkpoints` takes those that are made, by path."""
+
+class SimulatedDatabase(Database):
+    """`Database` on `DatabaseFiles`: what it makes of rows and batches is the real code, where they lie is not."""
+
+    def __init__(self, files: DatabaseFiles, put: Put | None = None) -> None:
+        """`put(path, files)` takes the checkpoints that are made."""
         self.files = files
-        self._checkpoints = checkpoints
+        self._put = put
         self._view = _View(sorted(files.flushed), dict(files.flushed))
         for write in files.unflushed:
             self._change(write)
@@ -170,9 +175,8 @@ class SimulatedDatabase(Database):
         return self.position.cursor
 
     def checkpoint(self, path: str) -> None:
-        assert self._checkpoints is not None
-        assert path not in self._checkpoints, f"{path} exists"
-        self._checkpoints[path] = Files(self._look().rows)
+        assert self._put is not None
+        self._put(path, DatabaseFiles(self._look().rows))
 
     def defragment(self, start: bytes | None = None, end: bytes | None = None) -> None:
         assert not self.closed

@@ -8,26 +8,21 @@ from types import TracebackType
 from node.raft.wal.log import WriteAheadLog
 from tests.raft.simulated_disk import SimulatedDirectory, SimulatedDisk
 from tests.sim.clock import Scheduler
-from tests.sim.database import Files
+from tests.sim.directories import Directories
 from tests.sim.worker import Crash, Worker
 
 
 class MemberDisk:
-    """What outlives a member's generations. `checkpoints` are databases by the path of their files."""
+    """What outlives a member's generations: the files of its log, and its databases."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self.log = SimulatedDisk()
-        self.database = Files()
-        self.checkpoints: dict[str, Files] = {}
-        self.received: dict[int, Files] = {}
-        """Snapshots that came from others, by index: whole and on disk."""
-        self.decided: dict[int, Files] = {}
-        """Those of which the log has the record: the next database."""
+        self.databases = Directories(self._may_crash)
         self.sync_s = 0.002
         """A sync takes about so long."""
         self.crash_after: int | None = None
-        """The member dies at the so-manyth operation on the log's files from now on."""
+        """The member dies at the so-manyth operation on its disk from now on."""
         self.sync: Sync | None = None
         """The one that is under way in a thread."""
         self._watch()
@@ -36,7 +31,11 @@ class MemberDisk:
         self.log.before = self._before
 
     def _before(self, operation: str, _name: str) -> None:
-        if self.crash_after is not None and operation != "read":
+        if operation != "read":
+            self._may_crash()
+
+    def _may_crash(self) -> None:
+        if self.crash_after is not None:
             self.crash_after -= 1
             if self.crash_after < 0:
                 self.crash_after = None
@@ -58,39 +57,8 @@ class MemberDisk:
         self.crash_after = None
         self.log = self.log.crash(random) if power_lost else self.log.killed()
         self.log.open_files = 0
-        self.database = self.database.crash(random)
+        self.databases.crash(random, power_lost=power_lost)
         self._watch()
-
-
-class ReceivedSnapshots:
-    """`ReceivedSnapshots` of the driver; what `node/raft/snapshots/places.py` does with names is done here at once."""
-
-    def __init__(self, disk: MemberDisk) -> None:
-        self._disk = disk
-
-    def settle(self, recorded_index: int) -> None:
-        """At the start: what the last generation began."""
-        for index in list(self._disk.received):
-            if index == recorded_index and index not in self._disk.decided:
-                self.decide(index)
-            else:
-                self.refuse(index)
-
-    def decide(self, index: int) -> None:
-        """See `ReceivedSnapshots`."""
-        self._disk.decided[index] = self._disk.received.pop(index)
-
-    def refuse(self, index: int) -> None:
-        """See `ReceivedSnapshots`."""
-        del self._disk.received[index]
-
-    def is_decided(self) -> bool:
-        """See `ReceivedSnapshots`."""
-        return bool(self._disk.decided)
-
-    def remove(self, path: str) -> None:
-        """See `ReceivedSnapshots`."""
-        self._disk.checkpoints.pop(path, None)
 
 
 class Sync:

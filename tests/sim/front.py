@@ -13,7 +13,7 @@ from kvorum import API_VERSION, errors
 from kvorum.pb.internal_pb2 import MembershipState, Publish
 from node.config import Config
 from node.frames import HEADER_BYTES, LEADERSHIP, Kind, Process
-from node.front import kv, lease, maintenance
+from node.front import cluster, kv, lease, maintenance
 from node.front.announcement import Announcement
 from node.front.calls import Calls
 from node.front.leaders import Leaders
@@ -194,6 +194,7 @@ class SimulatedFront:
             **kv.unary(self.member),
             **lease.unary(self.member, lambda: random.getrandbits(63)),
             **maintenance.unary(self.member, states),
+            **cluster.unary(self.member, max_learners=config.max_learners, unix_s=lambda: 1.7e9 + scheduler.now_s),
         }
         self.deliveries = Deliveries(
             self.member,

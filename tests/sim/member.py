@@ -7,8 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Protocol, cast
 
+from kvorum.pb.rpc_pb2 import Member
 from node.apply.contents import Contents
 from node.apply.host import Job
+from node.apply.installed import install, remove_outgoing
 from node.apply.lease import Lessor
 from node.apply.mvcc.keyspace import Event as StoreEvent
 from node.apply.mvcc.message import Identity
@@ -21,17 +23,18 @@ from node.frames import Kind, Process
 from node.link_zmq import Arrivals
 from node.log import Level, LogFormat, Logger
 from node.membership import TABLE, Membership
-from node.raft.core import Message
 from node.raft.driver import Driver
+from node.raft.snapshots import places
 from node.raft.start import METADATA, found
 from node.raft.wal.log import WriteAheadLog, holds_log
 from node.watch.process import Watch
 from tests.sim.clock import MemberClock, Scheduler
-from tests.sim.database import Files, SimulatedDatabase
-from tests.sim.disk import LogThreads, MemberDisk, ReceivedSnapshots
+from tests.sim.database import SimulatedDatabase
+from tests.sim.disk import LogThreads, MemberDisk
 from tests.sim.front import SimulatedFront
 from tests.sim.links import GenerationLinks, SimulatedLinks
 from tests.sim.network import Endpoint, Network
+from tests.sim.snapshots import MemberSnapshots
 from tests.sim.worker import Crash, Worker
 
 FRONT = Process.FRONT
@@ -87,6 +90,8 @@ class Settings:
     snapshot_catchup_entries: int
     max_wals: int
     segment_bytes: int
+    pre_vote: bool
+    strict_reconfig_check: bool
     fsync: bool = True
 
 
@@ -105,7 +110,13 @@ class SimulatedMember:
     """A member of the cluster, over its whole life."""
 
     def __init__(
-        self, world: World, config: Config, member_id: int, founding: bytes, remotes: Mapping[int, Sequence[str]]
+        self,
+        world: World,
+        config: Config,
+        member_id: int,
+        founding: bytes,
+        remotes: Mapping[int, Sequence[str]],
+        peer_urls: Sequence[str],
     ) -> None:
         self.world = world
         self.id = member_id
@@ -113,6 +124,7 @@ class SimulatedMember:
         self.config = config
         self.founding = founding
         self.remotes = remotes
+        self.peer_urls = peer_urls
         self.disk = MemberDisk(world.scheduler)
         random = world.scheduler.random
         self.clock = MemberClock(world.scheduler, random.uniform(0, 1e6), random.uniform(0.99, 1.01))
@@ -163,14 +175,17 @@ class _ObservedStore(Store):
 class _Job:
     """Work aside that has its own time."""
 
-    def __init__(self, worker: Worker, scheduler: Scheduler, work: Callable[[], None], takes_s: float) -> None:
+    def __init__(self, generation: Generation, scheduler: Scheduler, work: Callable[[], None], takes_s: float) -> None:
         self._work: Callable[[], None] | None = work
-        self._worker = worker
+        self._generation = generation
         scheduler.after(takes_s, self._run)
 
     def _run(self) -> None:
-        if self._worker.alive:
-            self.join()
+        if self._generation.alive:
+            try:
+                self.join()
+            except Crash:
+                self._generation.on_crash()
 
     def is_alive(self) -> bool:
         return self._work is not None
@@ -198,31 +213,24 @@ class _Host:
 
     def open_store(self, lessor: Lessor, identity: Identity) -> Store:
         member = self._generation.member
-        self._install(member.disk)
-        store = _ObservedStore(
-            SimulatedDatabase(member.disk.database, member.disk.checkpoints), lessor, identity, cache_bytes=1 << 14
-        )
+        config, databases = member.config, member.disk.databases
+        remove_outgoing(config.snap_path, databases)
+        installed = install(config.db_path, config.snap_path, databases)
+        database = SimulatedDatabase(databases.open(config.db_path), databases.put)
+        store = _ObservedStore(database, lessor, identity, cache_bytes=1 << 14)
+        assert installed is None or store.cursor.index == installed
         store.report = lambda revisions: member.world.on_revisions(member.id, revisions)
         return store
-
-    def _install(self, disk: MemberDisk) -> None:
-        """What apply does with the snapshot that raft decided on."""
-        if disk.decided:
-            index = max(disk.decided)
-            files = disk.decided[index]
-            if index >= SimulatedDatabase(disk.database).position.cursor.index:
-                disk.database = Files(dict(files.flushed))
-            disk.decided.clear()
 
     def free_bytes(self) -> int:
         return 1 << 40
 
     def run_aside(self, name: str, work: Callable[[], None]) -> Job:
         scheduler = self._generation.scheduler
-        return _Job(self._worker, scheduler, work, scheduler.random.uniform(0.001, 0.3))
+        return _Job(self._generation, scheduler, work, scheduler.random.uniform(0.001, 0.3))
 
     def read_checkpoint(self, path: str) -> Contents:
-        database = SimulatedDatabase(self._generation.member.disk.checkpoints[path])
+        database = SimulatedDatabase(self._generation.member.disk.databases.open(path))
         cursor = database.position.cursor
         state = Membership(database.scan(TABLE, bytes((TABLE[0] + 1,)))).state()
         return Contents(cursor.index, cursor.term, state.SerializeToString(deterministic=True))
@@ -285,10 +293,10 @@ class Generation:
             lifeline=cast(Any, None),
             lock=HeldFile(-1),
         )
-        self._begin_apply(child)
-        self._begin_watch()
-        self._begin_front()
-        self._begin_raft()
+        processes = [lambda: self._begin_apply(child), self._begin_watch, self._begin_front, self._begin_raft]
+        self.scheduler.random.shuffle(processes)  # what each does at its start may come in any order
+        for begin in processes:
+            begin()
 
     def end(self) -> None:
         """No process does anything any more."""
@@ -306,6 +314,15 @@ class Generation:
     def on_failure(self, process: str, error: BaseException) -> None:
         """See Owner."""
         self.world.on_failure(self.member.id, process, error)
+
+    @property
+    def has_leader(self) -> bool:
+        """Whether it knows one."""
+        return self.service.member.leader != 0
+
+    def members(self) -> list[Member]:
+        """The cluster's, as its store has them."""
+        return Membership(self.store.database.scan(TABLE, bytes((TABLE[0] + 1,)))).members()
 
     def pause(self, seconds: float) -> None:
         """The machine stands still."""
@@ -371,8 +388,9 @@ class Generation:
         member = self.member
         worker = self.raft
         log = self._log = self._open_log()
-        received = ReceivedSnapshots(member.disk)
-        received.settle(log.snapshot.index)
+        snap_path, databases = member.config.snap_path, member.disk.databases
+        places.settle(snap_path, log.snapshot.index, databases)
+        snapshots = MemberSnapshots(snap_path, databases, worker, self.scheduler)
         links = self._links.links_of(Process.RAFT, [Process.APPLY, FRONT])
         clock = member.clock
         began = clock()
@@ -381,9 +399,7 @@ class Generation:
         def to_clock(time_s: float) -> float:
             return began + (time_s - now_s) * clock.rate
 
-        endpoint = self.endpoint = Endpoint(
-            self.world.network, member.id, worker, to_clock, member.remotes, self._on_snapshot, self._checkpoint
-        )
+        endpoint = self.endpoint = Endpoint(self.world.network, member.id, worker, to_clock, member.remotes, snapshots)
         driver = self.driver = Driver(
             member_id=member.id,
             incarnation=self.incarnation,
@@ -391,7 +407,7 @@ class Generation:
             remotes=member.remotes,
             links=links,
             log=log,
-            received=received,
+            received=snapshots,
             disk=LogThreads(log, member.disk, worker, self.scheduler),
             transport=endpoint,
             now=worker.now,
@@ -401,6 +417,7 @@ class Generation:
             restart=self._restart,
         )
         endpoint.handlers = driver
+        snapshots.driver = driver
         self.world.network.join(endpoint)
         worker.turn = lambda: self._raft_turn(links, driver)
         interval_s = member.config.heartbeat_interval_s
@@ -450,20 +467,6 @@ class Generation:
     def _restart(self, why: str) -> None:
         self.world.on_ended(self.member, f"restarts: {why}")
 
-    def _on_snapshot(self, message: Message, files: Files) -> Message | None:
-        """A snapshot has come: kept, unless it is of no use, or another one waits."""
-        snapshot = message.snapshot
-        assert snapshot is not None
-        term, commit = self.driver.standing
-        disk = self.member.disk
-        if message.term < term or snapshot.index <= commit or disk.received:
-            return None
-        disk.received[snapshot.index] = Files(dict(files.flushed))
-        return message
-
-    def _checkpoint(self, path: str) -> Files:
-        return self.member.disk.checkpoints[path]
-
 
 def member_config(base: Config, settings: Settings, name: str) -> Config:
     """One member's settings."""
@@ -475,4 +478,6 @@ def member_config(base: Config, settings: Settings, name: str) -> Config:
         snapshot_count=settings.snapshot_count,
         snapshot_catchup_entries=settings.snapshot_catchup_entries,
         max_wals=settings.max_wals,
+        pre_vote=settings.pre_vote,
+        strict_reconfig_check=settings.strict_reconfig_check,
     )

@@ -15,17 +15,21 @@ from node.raft.peers.codec import decode, encode
 from node.raft.transport import TransportHandlers
 from node.stats import Figures
 from tests.sim.clock import Scheduler
-from tests.sim.database import Files
+from tests.sim.database import DatabaseFiles
 from tests.sim.worker import Worker
 
 NOTICED_S = 2.0
 """A cut link is noticed after so long at most."""
 
 
-class Received(Protocol):
-    """Where a snapshot that came is put; returns the message to be told of, or None where it is of no use."""
+class Snapshots(Protocol):
+    """A member's snapshots, own and received."""
 
-    def __call__(self, message: Message, files: Files) -> Message | None: ...
+    def checkpoint(self, path: str) -> DatabaseFiles:
+        """A copy of one of its own."""
+
+    def receive(self, message: Message, files: DatabaseFiles) -> bool:
+        """One has come, whole. Returns whether it is taken, or at least not needed."""
 
 
 class Network:
@@ -50,6 +54,7 @@ class Network:
         for one, other in list(self._cut):
             self._reconnect(one, other)
         self._cut.clear()
+        self.expel()
 
     def is_cut(self, from_: int, to: int) -> bool:
         """Whether nothing gets through."""
@@ -61,6 +66,15 @@ class Network:
         for other in self.endpoints.values():
             if other is not endpoint:
                 self._reconnect(endpoint.member, other.member)
+        self.expel()
+
+    def expel(self) -> None:
+        """Members end their connections with those that were removed, and say why."""
+        for endpoint in self.endpoints.values():
+            for member in endpoint.removed:
+                removed = self.endpoints.get(member)
+                if removed is not None and not self.is_cut(endpoint.member, member):
+                    self.scheduler.after(self.delay_s(), removed.tell_removed)
 
     def leave(self, endpoint: Endpoint) -> None:
         """It ends."""
@@ -101,8 +115,7 @@ class Endpoint:
         worker: Worker,
         to_clock: Callable[[float], float],
         remotes: Collection[int],
-        received: Received,
-        checkpoint: Callable[[str], Files],
+        snapshots: Snapshots,
     ) -> None:
         self.member = member
         self.connected_at: dict[int, float] = {}
@@ -112,10 +125,9 @@ class Endpoint:
         self._worker = worker
         self._to_clock = to_clock
         self._remotes = remotes
-        self._received = received
-        self._checkpoint = checkpoint
+        self._snapshots = snapshots
         self._known: Collection[int] = ()
-        self._removed: Collection[int] = ()
+        self.removed: Collection[int] = ()
         self._last_s: dict[tuple[int, str], float] = {}
 
     # Transport
@@ -123,7 +135,8 @@ class Endpoint:
     def set_members(self, urls: Mapping[int, Sequence[str]], removed: Collection[int]) -> None:
         """See Transport."""
         self._known = frozenset(urls)
-        self._removed = frozenset(removed)
+        self.removed = frozenset(removed)
+        self._network.expel()
 
     def send(self, messages: Sequence[Message]) -> None:
         """See Transport."""
@@ -145,16 +158,18 @@ class Endpoint:
 
     def send_snapshot(self, message: Message, path: str) -> None:
         """See Transport. It takes its time."""
-        files = self._checkpoint(path)
         data = b"".join(encode([message]))
         to = message.to
         network = self._network
         there = network.endpoints.get(to)
 
         def end() -> None:
-            whole = there is not None and network.endpoints.get(to) is there and not network.is_cut(self.member, to)
-            taken = whole and there is not None and there.on_snapshot(decode(data)[0], files)
-            self._tell(lambda handlers: handlers.on_snapshot_sent(to, taken))
+            if not self._worker.alive:
+                return
+            ok = False
+            if there is not None and network.endpoints.get(to) is there and not network.is_cut(self.member, to):
+                ok = there.on_snapshot(decode(data)[0], self._snapshots.checkpoint(path))
+            self._tell(lambda handlers: handlers.on_snapshot_sent(to, ok))
 
         self._scheduler.after(self._scheduler.random.uniform(0.01, 1.0), end)
 
@@ -200,12 +215,14 @@ class Endpoint:
 
     def _refuses(self, sender: int) -> bool:
         """A removed member is told so, and nothing of it is taken."""
-        if sender not in self._removed:
+        if sender not in self.removed:
             return False
-        removed = self._network.endpoints.get(sender)
-        if removed is not None and not self._network.is_cut(self.member, sender):
-            removed._tell(lambda handlers: handlers.on_removed())
+        self._network.expel()
         return True
+
+    def tell_removed(self) -> None:
+        """Another member has said that this one was removed."""
+        self._tell(lambda handlers: handlers.on_removed())
 
     def on_batch(self, sender: int, data: bytes) -> None:
         """Messages have arrived."""
@@ -217,13 +234,9 @@ class Endpoint:
         if not self._refuses(sender):
             self._tell(lambda handlers: handlers.on_forward(sender, payload))
 
-    def on_snapshot(self, message: Message, files: Files) -> bool:
+    def on_snapshot(self, message: Message, files: DatabaseFiles) -> bool:
         """A snapshot has arrived, whole. Returns whether it was taken."""
-        taken = self._received(message, files)
-        if taken is None:
-            return False
-        self._tell(lambda handlers: handlers.on_snapshot_received(taken))
-        return True
+        return not self._refuses(message.sender) and self._snapshots.receive(message, files)
 
 
 def _deliver(sender: int, data: bytes, there: Endpoint) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
-from node.config import Config
 from tests.linearizability.check import check
+from tests.sim.administrator import Administrator
 from tests.sim.clients import Client, KvClient, LeaseClient, WatchClient
 from tests.sim.cluster import Broken, Cluster
+from tests.sim.limits import small_limits
 from tests.sim.member import Settings, SimulatedMember, base_config
-from tests.sim.trouble import Trouble
+from tests.sim.trouble import Theme, Trouble
 
 CLOCK_ERROR = 0.011
 """Members' clocks run up to 1 % fast or slow."""
@@ -48,21 +49,27 @@ def settings_of(random: Random) -> Settings:
         snapshot_catchup_entries=random.choice((5, 50)),
         max_wals=random.choice((1, 2, 5)),
         segment_bytes=random.choice((8 << 10, 64 << 10)),
+        pre_vote=random.random() < 0.7,
+        strict_reconfig_check=random.random() < 0.5,
     )
 
 
-def run(seed: int, *, traced: bool = False, base: Config | None = None) -> Outcome:
-    """Runs a seed to its end, or to the first fault."""
+def run(seed: int, *, traced: bool = False, theme: Theme | None = None) -> Outcome:
+    """Runs a seed to its end, or to the first fault. The seed decides the theme, too, unless it is given."""
     shape = Random(f"shape of {seed}")
+    if theme is None:
+        theme = Theme.ELECTIONS if shape.random() < 0.1 else Theme.ANYTHING
     settings = settings_of(shape)
     size = shape.choice((1, 2, 3, 3, 3, 3, 5))
-    cluster = Cluster(seed, settings, base or base_config(), size, traced=traced)
-    clients: list[Client] = [KvClient(cluster, number) for number in range(shape.choice((2, 4, 6)))]
-    clients += [LeaseClient(cluster, 100 + number) for number in range(shape.choice((0, 1, 2)))]
-    watchers = [WatchClient(cluster, 200 + number) for number in range(shape.choice((1, 3)))]
+    if theme is Theme.ELECTIONS:
+        settings = replace(settings, pre_vote=False)
+        size = 3
+    cluster = Cluster(seed, settings, base_config(), size, traced=traced)
+    clients, watchers = _people(cluster, shape, theme)
     problems: list[str] = []
     try:
-        _play(cluster, shape, clients, watchers)
+        with small_limits(shape):
+            _play(cluster, shape, theme, clients, watchers)
     except Broken as error:
         problems.append(str(error))
     cluster.history.operations += cluster.pending.values()
@@ -84,7 +91,17 @@ def run(seed: int, *, traced: bool = False, base: Config | None = None) -> Outco
     )
 
 
-def _play(cluster: Cluster, shape: Random, clients: list[Client], watchers: list[WatchClient]) -> None:
+def _people(cluster: Cluster, shape: Random, theme: Theme) -> tuple[list[Client], list[WatchClient]]:
+    """Who uses the cluster."""
+    few = theme is Theme.ELECTIONS
+    clients: list[Client] = [KvClient(cluster, number) for number in range(1 if few else shape.choice((2, 4, 6)))]
+    clients += [LeaseClient(cluster, 100 + number) for number in range(0 if few else shape.choice((0, 1, 2)))]
+    if not few and shape.random() < 0.4:
+        clients.append(Administrator(cluster, 300))
+    return clients, [WatchClient(cluster, 200 + number) for number in range(shape.choice((1, 3)))]
+
+
+def _play(cluster: Cluster, shape: Random, theme: Theme, clients: list[Client], watchers: list[WatchClient]) -> None:
     scheduler = cluster.scheduler
     cluster.start_all()
     for watcher in watchers:
@@ -93,9 +110,10 @@ def _play(cluster: Cluster, shape: Random, clients: list[Client], watchers: list
         cluster.note(0, "clients begin")
         cluster.busy = True
         for client in clients:
-            client.think_s = shape.choice((0.01, 0.05, 0.2))
+            if not isinstance(client, Administrator):
+                client.think_s = 0.2 if theme is Theme.ELECTIONS else shape.choice((0.01, 0.05, 0.2))
             client.begin()
-        trouble = Trouble(cluster, shape)
+        trouble = Trouble(cluster, shape, theme)
         trouble.begin()
         scheduler.run_until(scheduler.now_s + shape.uniform(4.0, 12.0))
         trouble.end()
@@ -145,6 +163,8 @@ class Quiet:
         if now_s < self._next_look_s:
             return False
         self._next_look_s = now_s + 0.05
+        for member in cluster.membership().values():
+            cluster.meet(member)  # one whose addition was asked for before
         if not cluster.settled():
             self._since = None
             return False

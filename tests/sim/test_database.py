@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.apply.mvcc.database import Cursor, Database, Position
-from tests.sim.database import Files, SimulatedDatabase
+from tests.sim.database import DatabaseFiles, SimulatedDatabase
 
 ROWS = st.sampled_from([b"a", b"ab", b"b", b"c\0", b"c\0\xff", b"d", b"z"])
 WRITES = st.dictionaries(ROWS, st.sampled_from([None, b"", b"1", b"22"]), max_size=4)
@@ -56,7 +56,7 @@ def everything(database: Database, start: bytes, end: bytes) -> list[object]:
 def test_it_reads_as_the_real_one(steps: list[tuple[str, dict[bytes, bytes | None]]], start: bytes, end: bytes) -> None:
     with tempfile.TemporaryDirectory(prefix="kvorum-sim-") as directory:
         path = str(Path(directory) / "db")
-        real, files = Database(path), Files()
+        real, files = Database(path), DatabaseFiles()
         simulated: Database = SimulatedDatabase(files)
         readers = []
         for number, (step, rows) in enumerate(steps):
@@ -85,7 +85,7 @@ def test_it_reads_as_the_real_one(steps: list[tuple[str, dict[bytes, bytes | Non
 
 
 def test_a_crash_leaves_first_writes_but_no_later_without_an_earlier_one() -> None:
-    files = Files()
+    files = DatabaseFiles()
     database = SimulatedDatabase(files)
     database.write_apart([(b"a", b"0")])
     database.flush()
@@ -100,7 +100,7 @@ def test_a_crash_leaves_first_writes_but_no_later_without_an_earlier_one() -> No
 
 
 def test_nothing_is_read_or_written_after_it_was_closed() -> None:
-    database = SimulatedDatabase(Files())
+    database = SimulatedDatabase(DatabaseFiles())
     database.close()
     with pytest.raises(AssertionError):
         database.write_apart([(b"a", b"")])

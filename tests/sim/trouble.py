@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from random import Random
 
 from tests.sim.cluster import Cluster
 from tests.sim.member import SimulatedMember
 
 
+class Theme(Enum):
+    """What a run is mostly about."""
+
+    ANYTHING = 0
+    ELECTIONS = 1
+    """Restarts while members vote, some of which do not hear each other; without the question before the vote."""
+
+
 class Trouble:
     """Picks what goes wrong, and when; `shape` decides how bad this time is."""
 
-    def __init__(self, cluster: Cluster, shape: Random) -> None:
+    def __init__(self, cluster: Cluster, shape: Random, theme: Theme) -> None:
         self._cluster = cluster
         self._scheduler = cluster.scheduler
         self._random = cluster.scheduler.random
@@ -23,9 +32,11 @@ class Trouble:
             self._crash,
             self._crash_at_an_operation,
             self._crash_all,
+            self._storm,
             self._cut_off,
             self._split,
             self._cut_one_way,
+            self._cut_pair,
             self._heal,
             self._heal,
             self._lose,
@@ -36,6 +47,9 @@ class Trouble:
             self._hostile,
         ]
         self._kinds = shape.sample(everything, shape.randint(3, len(everything)))
+        if theme is Theme.ELECTIONS:
+            self._kinds = [self._storm]
+            self._every_s = 4.0
 
     def begin(self) -> None:
         """From now on."""
@@ -91,7 +105,25 @@ class Trouble:
         """A data centre without power."""
         power_lost = self._random.random() < 0.8
         for member in self._cluster.servers():
-            self._cluster.crash(member, "killed with all others", power_lost=power_lost)
+            away_s = self._random.uniform(0.0, 0.3)
+            self._cluster.crash(member, "killed with all others", power_lost=power_lost, away_s=away_s)
+
+    def _storm(self) -> None:
+        """Elections among members that have just begun, and begin again between a vote and the next."""
+        self._note("a storm of restarts")
+        self._heal()
+        self._cut_pair()
+        self._cluster.network.latency_s = 0.05
+        self._cluster.network.loss = self._random.choice((0.0, 0.4))
+        self._crash_all()
+        for _ in range(15):
+            self._scheduler.after(self._random.uniform(0.0, 4.0), self._restart_somebody)
+
+    def _restart_somebody(self) -> None:
+        running = self._cluster.servers()
+        if self._on and running:
+            member = self._random.choice(running)
+            self._cluster.crash(member, "restarts", away_s=self._random.uniform(0.002, 0.02))
 
     def _stop_process(self) -> None:
         member = self._anybody()
@@ -141,6 +173,14 @@ class Trouble:
             one, other = self._random.sample(list(self._cluster.members), 2)
             self._note(f"cut: {one:x} to {other:x}")
             self._cluster.network.cut(one, other)
+
+    def _cut_pair(self) -> None:
+        """Two do not hear each other, and others hear both."""
+        if len(self._cluster.members) > 1:
+            one, other = self._random.sample(list(self._cluster.members), 2)
+            self._note(f"cut: {one:x} and {other:x}")
+            self._cluster.network.cut(one, other)
+            self._cluster.network.cut(other, one)
 
     def _heal(self) -> None:
         network = self._cluster.network

@@ -1,0 +1,49 @@
+"""Limits that a short run would never come to, made small for it: what happens there is part of the product."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from random import Random
+from typing import Any
+
+from node.apply import flusher, machine, reads
+from node.apply import process as apply_process
+from node.raft import driver, proposals
+from node.watch import catchup, registry
+from node.watch import process as watch_process
+
+_CHOICES: tuple[tuple[Any, str, tuple[Any, ...]], ...] = (
+    (flusher, "FLUSH_REQUESTS", (5, 40, 10_000)),
+    (machine, "SLICE_BYTES", (150, 2_000, 24 << 10)),
+    (reads, "SLICE_ROWS", (2, 1000)),
+    (driver, "SEND_BYTES", (500, 1 << 20)),
+    (driver, "MAX_MESSAGE_BYTES", (1_000, 1 << 20)),
+    (driver, "MAX_INFLIGHT_MESSAGES", (2, 256)),
+    (proposals, "ENTRY_BYTES", (300, 1 << 20)),
+    (registry, "SLICE_BYTES", (200, 1 << 20)),
+    (registry, "MAX_REVISIONS", (3, 1000)),
+    (catchup, "MAX_HITS", (4, 8192)),
+    (registry, "LINGER_S", (0.5, 10.0)),
+    (apply_process, "TICK_S", (0.5,)),
+)
+"""By module: a constant, and what it may be in a run."""
+
+
+@contextmanager
+def small_limits(random: Random) -> Iterator[None]:
+    """Draws all of them, for as long as it is entered."""
+    kept = [(module, name, getattr(module, name)) for module, name, _ in _CHOICES]
+    watch_module: Any = watch_process
+    watch_registry = watch_module.Registry
+    try:
+        for module, name, values in _CHOICES:
+            setattr(module, name, random.choice(values))
+        ring_bytes = random.choice((1_000, 20_000, 16 << 20))
+        watch_module.Registry = partial(watch_registry, ring_bytes=ring_bytes)
+        yield
+    finally:
+        for module, name, value in kept:
+            setattr(module, name, value)
+        watch_module.Registry = watch_registry
