@@ -86,6 +86,19 @@ def _histogram(name: str, bounds: tuple[float, ...], text: str, *labels: str) ->
 
 _RAFT: Final = (
     _histogram("etcd_disk_wal_fsync_duration_seconds", FSYNC_BOUNDS_S, "Duration of syncs of the write-ahead log."),
+    _histogram(
+        "etcd_debugging_snap_save_marshalling_duration_seconds",
+        FSYNC_BOUNDS_S,
+        "Duration of encoding the log's records of snapshots.",
+    ),
+    _histogram(
+        "etcd_debugging_snap_save_total_duration_seconds",
+        FSYNC_BOUNDS_S,
+        "Duration of saving the log's records of snapshots.",
+    ),
+    _histogram(
+        "etcd_snap_fsync_duration_seconds", FSYNC_BOUNDS_S, "Duration of syncs of the log's records of snapshots."
+    ),
     _histogram("etcd_snap_db_fsync_duration_seconds", FSYNC_BOUNDS_S, "Duration of syncs of received snapshots."),
     _histogram(
         "etcd_snap_db_save_total_duration_seconds", TRANSFER_BOUNDS_S, "Duration of receiving and saving snapshots."
@@ -98,10 +111,10 @@ _RAFT: Final = (
     _counter("etcd_server_leader_changes_seen_total", "Changes of the leader that this member saw."),
     _counter("etcd_server_heartbeat_send_failures_total", "Heartbeats that the leader sent late."),
     _gauge("etcd_server_proposals_committed_total", "Index of the last committed entry."),
-    _counter("etcd_server_read_indexes_failed_total", "Read index asks that failed."),
+    _counter("etcd_server_read_indexes_failed_total", "Read index asks whose leader changed before the answer."),
     _counter("etcd_server_slow_read_indexes_total", "Read index asks that had to be repeated."),
     _counter("etcd_server_learner_promote_successes", "Learners promoted while this member led."),
-    _counter("etcd_server_learner_promote_failures", "Promotions refused while this member led."),
+    _counter("etcd_server_learner_promote_failures", "Promotions refused while this member led.", "Reason"),
     _gauge("etcd_network_known_peers", "1 for each other member.", "Local", "Remote"),
     _gauge("etcd_network_active_peers", "1 for each other member that takes messages.", "Local", "Remote"),
     _counter("etcd_network_disconnected_peers_total", "Connections to other members lost.", "Local", "Remote"),
@@ -194,6 +207,7 @@ _FRONT: Final = (
     _counter("etcd_server_health_success", "Checks of /health that succeeded."),
     _counter("etcd_server_health_failures", "Checks of /health that failed."),
     _counter("etcd_server_healthchecks_total", "Checks of /livez and /readyz by outcome.", "name", "status", "type"),
+    _counter("etcd_network_server_stream_failures_total", "Streams of clients that broke.", "API", "Type"),
     _counter("etcd_network_client_grpc_received_bytes_total", "Bytes received from clients."),
     _counter("etcd_network_client_grpc_sent_bytes_total", "Bytes sent to clients."),
     _counter("grpc_server_started_total", "Calls begun.", *_METHOD_LABELS),

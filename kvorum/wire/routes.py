@@ -22,6 +22,7 @@ class CancelReason(Enum):
     DEADLINE = "deadline exceeded"
     LOST = "connection lost"
     FAULT = "a message that cannot be read"
+    OVERFLOW = "the client does not read what is sent"
 
 
 class StreamHandler(Protocol):

@@ -198,7 +198,7 @@ class ServerConnection(Connection):
         self.out.append(frames.rst_stream(stream.id, ErrorCode.NO_ERROR))
         self._touch()
         if handler is not None:
-            handler.on_cancel(CancelReason.FAULT)
+            handler.on_cancel(CancelReason.OVERFLOW)
 
     def hold(self, stream: Any, data: memoryview) -> bool:
         """Keep octets of an incomplete message; False when that is too much and the stream has been ended."""

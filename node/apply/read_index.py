@@ -52,9 +52,9 @@ class ReadIndex:
         self.waiting = 0
         self.waiting_bytes = 0
         self.slow = 0
-        """Asks repeated."""
+        """Asks that were repeated, however often, and perhaps given up in the end."""
         self.failed = 0
-        """Asks given up: the leader changed, or all that waited for them were timed out."""
+        """Asks whose leader changed before they were answered."""
 
     def add(self, reader: Reader, data: bytes, at: int, now: float) -> bool:
         """These reads wait for the next ask. False: too much waits already, and they must be refused."""
@@ -71,7 +71,8 @@ class ReadIndex:
         if self._asked:
             if now - self._asked_at < RETRY_S:
                 return None
-            self.slow += 1
+            if self._last_number == self._first_number:
+                self.slow += 1
         elif self._next:
             self._asked, self._next = self._next, self._asked
             self._asked_under = self._leadership
@@ -104,6 +105,7 @@ class ReadIndex:
         self._leadership = (term, leader)
         if not self._asked or self._asked_under == self._leadership:
             return deque()
+        self.failed += 1
         return self._taken(self._give_up())
 
     def expired(self, now: float) -> deque[Waiting]:
@@ -136,7 +138,6 @@ class ReadIndex:
 
     def _give_up(self) -> deque[Waiting]:
         found, self._asked = self._asked, deque()
-        self.failed += 1
         return found
 
     def _taken(self, found: deque[Waiting]) -> deque[Waiting]:

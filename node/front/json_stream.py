@@ -236,7 +236,7 @@ class BodyStream:
         if not self._waiting and size <= ASIDE_BYTES:
             self._put(self._lines(messages))
         elif self._waiting_bytes > QUEUE_BYTES:
-            self._fail(Code.RESOURCE_EXHAUSTED, "grpc: stream queue is full")
+            self._fail(Code.RESOURCE_EXHAUSTED, "grpc: stream queue is full", CancelReason.OVERFLOW)
         else:
             self._waiting.append(messages)
             self._waiting_bytes += size
@@ -282,6 +282,8 @@ class BodyStream:
         if self._ended:
             return
         handler = self._handler
+        if code == Code.INVALID_ARGUMENT:
+            reason = CancelReason.RESET  # as at the reference, whose gateway reads JSON and cancels what is bad
         if self._delivered or self._started:
             self.end(code, text)
         else:

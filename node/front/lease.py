@@ -17,9 +17,10 @@ from kvorum.pb.rpc_pb2 import (
     LeaseRevokeRequest,
     LeaseTimeToLiveRequest,
 )
+from kvorum.wire.routes import CancelReason
 from node.front.calls import Sink, unmarshal_error
 from node.front.kv import parse_error
-from node.front.member import Head, Member, UnaryHandler, admitted, guarded, needs_leader
+from node.front.member import KEEP_ALIVE, Head, Member, UnaryHandler, admitted, guarded, needs_leader
 from node.requests import LINEARIZABLE, Op
 
 MAX_TTL_S: Final = 9_000_000_000
@@ -107,6 +108,7 @@ class KeepAliveStream:
         try:
             LeaseKeepAliveRequest.FromString(message)
         except DecodeError as error:
+            self._member.count_stream_end(KEEP_ALIVE, CancelReason.FAULT)
             self._end(*unmarshal_error(error))
             return
         token = self._next_token
@@ -122,7 +124,8 @@ class KeepAliveStream:
         if not self._answers:
             self._end(0, "")
 
-    def on_cancel(self, _reason: object) -> None:
+    def on_cancel(self, reason: CancelReason | None) -> None:
+        self._member.count_stream_end(KEEP_ALIVE, reason)
         self._ended = True
         self._member.streams.pop(self, None)
         self._member.leader_streams.pop(self, None)

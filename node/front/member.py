@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from kvorum import errors
+from kvorum.wire.routes import CancelReason
 from node.front.calls import Calls, Sink
 
 
@@ -39,6 +40,13 @@ class Stoppable(Protocol):
         """Ends the stream with `status`."""
 
 
+WATCH: Final = "watch"
+KEEP_ALIVE: Final = "lease-keepalive"
+RECEIVE: Final = "receive"
+SEND: Final = "send"
+"""Labels of etcd_network_server_stream_failures_total."""
+
+
 @dataclass(slots=True)
 class Member:
     """Shared by all services of a front. `leader` is 0 while the member knows none."""
@@ -57,6 +65,17 @@ class Member:
     """Open streams whose clients asked for a leader with `hasleader` (likewise)."""
     requests_by_version: dict[tuple[str, str], int] = field(default_factory=dict)
     """Counts for etcd_server_client_requests_total: (client API version, kind of call) -> calls."""
+    stream_failures: dict[tuple[str, str], int] = field(
+        default_factory=lambda: {(api, way): 0 for api in (WATCH, KEEP_ALIVE) for way in (RECEIVE, SEND)}
+    )
+    """Counts for etcd_network_server_stream_failures_total: (service, way) -> streams."""
+
+    def count_stream_end(self, api: str, reason: CancelReason | None) -> None:
+        """A stream of `api` ended before its handler ended it: the client's leaving is no failure."""
+        if reason is CancelReason.FAULT:
+            self.stream_failures[api, RECEIVE] += 1
+        elif reason is CancelReason.OVERFLOW:
+            self.stream_failures[api, SEND] += 1
 
 
 LOGGED_OVERHEAD_BYTES: Final = 18

@@ -94,6 +94,11 @@ def client_request_figures(counts: Mapping[tuple[str, str], int]) -> Figures:
     return {"etcd_server_client_requests_total": [[list(labels), count] for labels, count in counts.items()]}
 
 
+def stream_failure_figures(counts: Mapping[tuple[str, str], int]) -> Figures:
+    """etcd_network_server_stream_failures_total, from (service, way) -> streams."""
+    return {"etcd_network_server_stream_failures_total": [[list(labels), count] for labels, count in counts.items()]}
+
+
 def member_figures(*, member_id: int, api_version: str, cluster_version: str | None) -> Figures:
     """The figures that are one for the whole member; `cluster_version` is MAJOR.MINOR, or None when not yet known."""
     return {

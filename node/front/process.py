@@ -29,7 +29,7 @@ from node.front.http_pages import ClientHttp, MetricsHttp, Pages
 from node.front.json_gateway import Gateway
 from node.front.leaders import Leaders
 from node.front.member import Limits, Member
-from node.front.metrics import client_request_figures, grpc_figures
+from node.front.metrics import client_request_figures, grpc_figures, stream_failure_figures
 from node.front.side_thread import SideThread
 from node.front.state import StateAsks, States, answer
 from node.front.view import MemberPages
@@ -288,6 +288,7 @@ class Front:
         figures: Figures = {
             **self._pages.figures(),
             **client_request_figures(self.member.requests_by_version),
+            **stream_failure_figures(self.member.stream_failures),
             "etcd_server_proposals_pending": self.calls.waiting_proposals,
             "etcd_server_proposals_failed_total": self.calls.failed,
             "etcd_debugging_mvcc_watch_stream_total": len(self.deliveries.streams),

@@ -14,8 +14,9 @@ from google.protobuf.message import DecodeError
 from kvorum import errors
 from kvorum.errors import Code, Status
 from kvorum.pb.rpc_pb2 import WatchCreateRequest, WatchRequest
+from kvorum.wire.routes import CancelReason
 from node.front.calls import unmarshal_error
-from node.front.member import Head, admitted, needs_leader
+from node.front.member import WATCH, Head, admitted, needs_leader
 from node.front.watch_deliveries import Deliveries
 from node.front.watch_groups import NO_MARK, ClientWatch, Registration, Spec, State, Wire
 from node.front.watch_replies import (
@@ -79,6 +80,7 @@ class WatchStream:
         try:
             request = WatchRequest.FromString(message)
         except DecodeError as error:
+            self._deliveries.member.count_stream_end(WATCH, CancelReason.FAULT)
             self.end(*unmarshal_error(error))
             return
         kind = request.WhichOneof("request_union")
@@ -95,9 +97,11 @@ class WatchStream:
     def on_half_close(self) -> None:
         """The client has no more requests; its watches go on (W20)."""
 
-    def on_cancel(self, _reason: object) -> None:
+    def on_cancel(self, reason: CancelReason | None) -> None:
         """The client has ended the stream, or is gone."""
-        self._close()
+        if not self.ended:
+            self._deliveries.member.count_stream_end(WATCH, reason)
+            self._close()
 
     def on_writable(self) -> None:
         """The stream takes something again: go on where each watch stands."""

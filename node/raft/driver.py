@@ -47,7 +47,6 @@ from node.raft.core import (
     ProposalDropped,
     RawNode,
     Snapshot,
-    encode_conf_state,
 )
 from node.raft.core import Config as CoreConfig
 from node.raft.leadership import Leadership
@@ -60,7 +59,6 @@ from node.raft.storage import LogStorage
 from node.raft.transport import Transport
 from node.raft.wal.errors import LogFull
 from node.raft.wal.log import WriteAheadLog
-from node.raft.wal.record import Snapshot as SnapshotRecord
 from node.raft.writer import Disk, LogWriter
 from node.requests import REPLY, are_replies, batches
 
@@ -676,11 +674,10 @@ class Driver:
         assert term is not None, "the store flushed an index that the log does not know"
         self._logger.info("triggering snapshot", local_member_snapshot_index=log.snapshot.index, applied_index=flushed)
         try:
-            log.append_snapshot(SnapshotRecord(flushed, term, encode_conf_state(state)))
+            self._writer.write_snapshot(flushed, term, state)
         except LogFull as error:
             self._logger.warn("cannot compact Raft logs: there is no room for the log", error=str(error))
             return
-        log.sync()
         self._logger.info("saved snapshot to disk", snapshot_index=flushed)
         compact = flushed - self._config.snapshot_catchup_entries
         if (floor := self._outgoing.floor) is not None:
@@ -721,22 +718,19 @@ class Driver:
         node = self._node
         term, commit = self.standing
         leader = node.lead if node is not None else NOBODY
-        learner = self._members.is_learner
         return {
             "term": term,
             "leader": leader,
             "committed": commit,
-            "is_learner": learner,
+            "is_learner": self._members.is_learner,
             "connected_since": list(self._members.connected_since().items()),
             "metrics": {
                 **self._transport.figures(),
-                "etcd_disk_wal_fsync_duration_seconds": self._writer.fsync_s.snapshot(),
-                "etcd_disk_wal_write_duration_seconds": self._writer.write_s.snapshot(),
-                "etcd_disk_wal_write_bytes_total": self._writer.written_bytes,
+                **self._writer.figures(),
+                **self._members.figures(),
                 "etcd_server_proposals_committed_total": commit,
                 "etcd_server_has_leader": int(leader != NOBODY),
                 "etcd_server_is_leader": int(leader == self._id),
-                "etcd_server_is_learner": int(learner),
                 "etcd_server_leader_changes_seen_total": self._leadership.leaders_seen,
                 "etcd_server_heartbeat_send_failures_total": self._late_heartbeats,
             },

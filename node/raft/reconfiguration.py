@@ -36,6 +36,7 @@ from node.raft.core import (
 from node.raft.leadership import Leadership
 from node.raft.transport import Transport
 from node.requests import Op
+from node.stats import Figures
 
 REMOVED_STAYS_S: Final = 1.0
 """A removed member goes on so long, so that the others learn of its removal (M18)."""
@@ -83,6 +84,8 @@ class Reconfiguration:
         self._queue: deque[tuple[float, Message]] = deque()  # of a leader: changes that wait for their turn
         self._transfers = Transfers()
         self._removed_at: float | None = None
+        self._promoted = 0
+        self._not_promoted: dict[str, int] = {}  # by the API's message
 
     def start(self, index: int, state: MembershipState) -> ConfState:
         """Apply executed everything up to `index`, and has these members."""
@@ -123,7 +126,10 @@ class Reconfiguration:
             conf_change = decode_change(data)
             for ask in changes.asked(conf_change.context):
                 change = MemberChange.FromString(ask.body)
-                if membership.check(ask.op, change) is not None:
+                refusal = membership.check(ask.op, change)
+                if ask.op == Op.MEMBER_PROMOTE and node.leads:
+                    self._count_promotion(refusal)
+                if refusal is not None:
                     return  # every member refuses it; apply answers why
                 membership.execute(ask.op, change)
             state = node.apply_conf_change(conf_change)
@@ -176,12 +182,28 @@ class Reconfiguration:
             if node.lead == NOBODY and refusal in (None, errors.NOT_LEADER):
                 refusal = errors.NO_LEADER
             if refusal is not None:
+                if ask.op == Op.MEMBER_PROMOTE and node.leads:
+                    self._count_promotion(refusal)
                 self._refuse(ask, refusal)
             else:
                 self._propose(node, ask)
 
     def _refuse(self, ask: Asked, status: Status) -> None:
         self._answer(ask, changes.refused(ask, status))
+
+    def _count_promotion(self, refusal: Status | None) -> None:
+        if refusal is None:
+            self._promoted += 1
+        else:
+            self._not_promoted[refusal.message] = self._not_promoted.get(refusal.message, 0) + 1
+
+    def figures(self) -> Figures:
+        """What is published of members and of changes of them."""
+        return {
+            "etcd_server_is_learner": int(self.is_learner),
+            "etcd_server_learner_promote_successes": self._promoted,
+            "etcd_server_learner_promote_failures": [[[reason], n] for reason, n in self._not_promoted.items()],
+        }
 
     def connected_since(self) -> dict[int, float]:
         """The members that this one is connected with now, and since when."""

@@ -1,6 +1,8 @@
-"""The series that dashboards and alerts for this API read: name, type, labels. A row each."""
+"""The series that dashboards and alerts for this API read: name, type, labels. A row each; and how a page is read."""
 
-from typing import Final
+from typing import Any, Final
+
+from prometheus_client.parser import text_string_to_metric_families
 
 TABLE: Final = """
 etcd_cluster_version gauge cluster_version
@@ -124,8 +126,6 @@ os_fd_used gauge
 _BBOLT = "a phase of bbolt's commit; the store has no such phases"
 _V2 = "the v2 store, which does not exist any more"
 _PROXY = "counted by the proxy, not by a member"
-_STREAMS = "its labels are not known"
-_SNAPSHOTS = "a snapshot of the log is a record in it, not a file of its own"
 _NO_CLOCK = "would cost two readings of the clock per request"
 
 ABSENT: Final = {
@@ -137,8 +137,6 @@ ABSENT: Final = {
     "etcd_debugging_server_watch_send_loop_progress_duration_seconds": _NO_CLOCK,
     "etcd_debugging_server_watch_send_loop_watch_stream_duration_per_event_seconds": _NO_CLOCK,
     "etcd_debugging_server_watch_send_loop_watch_stream_duration_seconds": _NO_CLOCK,
-    "etcd_debugging_snap_save_marshalling_duration_seconds": _SNAPSHOTS,
-    "etcd_debugging_snap_save_total_duration_seconds": _SNAPSHOTS,
     "etcd_debugging_store_expires_total": _V2,
     "etcd_debugging_store_reads_failed_total": _V2,
     "etcd_debugging_store_reads_total": _V2,
@@ -151,13 +149,11 @@ ABSENT: Final = {
     "etcd_grpc_proxy_cache_misses_total": _PROXY,
     "etcd_grpc_proxy_events_coalescing_total": _PROXY,
     "etcd_grpc_proxy_watchers_coalescing_total": _PROXY,
-    "etcd_network_server_stream_failures_total": _STREAMS,
     "etcd_server_apply_duration_seconds": _NO_CLOCK,
     "etcd_server_feature_enabled": "there are no feature gates",
     "etcd_server_go_version": "there is no Go runtime",
     "etcd_server_range_duration_seconds": _NO_CLOCK,
     "etcd_server_request_duration_seconds": _NO_CLOCK,
-    "etcd_snap_fsync_duration_seconds": _SNAPSHOTS,
 }
 """Series that a member does not publish, and why."""
 
@@ -170,6 +166,7 @@ LABELS_ADDED: Final = {
     "etcd_network_peer_round_trip_time_seconds": ("To",),
     "etcd_network_peer_sent_bytes_total": ("To",),
     "etcd_network_peer_sent_failures_total": ("To",),
+    "etcd_network_server_stream_failures_total": ("API", "Type"),
     "etcd_network_snapshot_receive_failures": ("From",),
     "etcd_network_snapshot_receive_inflights_total": ("From",),
     "etcd_network_snapshot_receive_success": ("From",),
@@ -180,6 +177,7 @@ LABELS_ADDED: Final = {
     "etcd_network_snapshot_send_total_duration_seconds": ("To",),
     "etcd_server_healthcheck": ("name", "type"),
     "etcd_server_healthchecks_total": ("name", "status", "type"),
+    "etcd_server_learner_promote_failures": ("Reason",),
 }
 """Series that need labels to mean anything, which the table does not give."""
 
@@ -194,3 +192,23 @@ OWN: Final = {
     "python_info",
 }
 """Series beside those of the table."""
+
+REFERENCE: Final = {row.split()[0]: (row.split()[1], tuple(row.split()[2:])) for row in TABLE.strip().splitlines()}
+
+PUBLISHED: Final = {
+    name: (type_, LABELS_ADDED.get(name, labels)) for name, (type_, labels) in REFERENCE.items() if name not in ABSENT
+}
+"""Type and labels of each series of the table that a member publishes."""
+
+
+def families(page: str) -> dict[str, Any]:
+    """A page as the Prometheus client library reads it, by the name of the TYPE line."""
+    names = [line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")]
+    parsed = list(text_string_to_metric_families(page))
+    assert len(names) == len(set(names)) == len(parsed)
+    return dict(zip(names, parsed, strict=True))
+
+
+def labels_of(family: Any) -> tuple[str, ...]:
+    """The labels of a family that has samples, without a histogram's own."""
+    return tuple(sorted({label for sample in family.samples for label in sample.labels} - {"le"}))

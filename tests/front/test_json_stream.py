@@ -380,7 +380,7 @@ def test_a_service_that_does_not_heed_writable_is_ended() -> None:
     watch = LargeWatch()
     size = QUEUE_BYTES // 8
     sent = 0
-    while watch.service.told[-1] != ("cancel", CancelReason.FAULT):
+    while watch.service.told[-1] != ("cancel", CancelReason.OVERFLOW):
         sent += 1
         watch.stream.send(event(sent, size))
         assert sent < 20

@@ -1,4 +1,4 @@
-"""Three members that run: what any of them answers, and what each still does without a leader."""
+"""Three members that run: what any of them answers and publishes, and what each still does without a leader."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import http.client
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
+import grpc
 import pytest
 
 from kvorum import errors
@@ -19,6 +22,7 @@ from kvorum.pb.rpc_pb2 import (
     LeaseKeepAliveRequest,
     LeaseLeasesRequest,
     LeaseTimeToLiveRequest,
+    MemberPromoteRequest,
     PutRequest,
     RangeRequest,
     RequestOp,
@@ -27,15 +31,26 @@ from kvorum.pb.rpc_pb2 import (
     WatchCreateRequest,
     WatchRequest,
 )
-from loadtest.cluster import Cluster
+from loadtest.cluster import Cluster, status
 from loadtest.launcher import Server, wait_until
 from tests.calls import Api, KeepAliveStream
+from tests.front.metrics_table import PUBLISHED, families, labels_of
 from tests.servers import start_kvorum_cluster
 
 ELECTION_S = 0.5
 FLAGS = {"heartbeat-interval": "50", "election-timeout": "500", "front-workers": "1"}
 HAS_LEADER = (("hasleader", "true"),)
 WAIT_S = 20.0
+
+CLUSTER_SERIES = ("etcd_server_", "etcd_network_", "etcd_disk_", "etcd_snap_", "etcd_debugging_snap_")
+NOTHING_YET = {
+    "etcd_server_client_requests_total",
+    "etcd_server_healthcheck",
+    "etcd_server_healthchecks_total",
+    "etcd_server_learner_promote_failures",
+    *[name for name in PUBLISHED if name.startswith("etcd_network_snapshot_")],
+}
+"""Series that have no sample before something was counted, since what their labels say is not known before."""
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +114,91 @@ def test_L22_a_lease_granted_anywhere_ends(cluster: Cluster) -> None:
         wait_until(lambda: apis[2](RangeRequest(key=b"gone soon")).count == 0, "the lease to end", WAIT_S)
 
 
+def test_HT16_every_member_publishes_the_series_of_clusters(cluster: Cluster) -> None:
+    for member in cluster.members:
+        found = families(page(member, "/metrics")[1].decode())
+        for name, (type_, labels) in PUBLISHED.items():
+            if name.startswith(CLUSTER_SERIES):
+                assert found[name].type == type_, name
+                assert labels_of(found[name]) in (labels, ()), name
+                assert found[name].samples or name in NOTHING_YET, name
+
+
+def test_HT16_figures_of_a_leader_and_of_followers(cluster: Cluster) -> None:
+    members = followers_first(cluster)
+    ids = [f"{status(member).member_id:x}" for member in members]
+    before = [Scrape(member) for member in members]
+    with connected(members) as apis:
+        for number in range(5):
+            apis[number % 3](PutRequest(key=b"counted", value=b"%d" % number))
+        assert apis[0].status(MemberPromoteRequest(ID=1)) == errors.MEMBER_NOT_FOUND
+        assert [api(RangeRequest(key=b"counted")).kvs[0].value for api in apis] == [b"4"] * 3
+    wait_until(lambda: all(Scrape(member).round_trips(2) for member in members), "round trips", WAIT_S)
+    after = [Scrape(member) for member in members]
+    for me, old, new, leads in zip(ids, before, after, (0, 0, 1), strict=True):
+        others = {other for other in ids if other != me}
+
+        moved = partial(moved_between, old, new)
+
+        assert new.of("etcd_server_is_leader") == leads
+        assert new.of("etcd_server_has_leader") == 1
+        assert new.of("etcd_server_leader_changes_seen_total") >= 1
+        assert moved("etcd_server_proposals_committed_total") >= 5
+        assert moved("etcd_server_proposals_applied_total") >= 5
+        assert moved("etcd_disk_wal_fsync_duration_seconds_count") >= 5
+        assert moved("etcd_disk_wal_write_duration_seconds_count") >= 5
+        assert moved("etcd_disk_wal_write_bytes_total") > 5 * len(b"counted")
+        assert moved("etcd_disk_backend_commit_duration_seconds_count") >= 5
+        for name in ("is_learner", "proposals_pending", "proposals_failed_total", "snapshot_apply_in_progress_total"):
+            assert new.of(f"etcd_server_{name}") == 0, name
+        assert new.by("etcd_network_known_peers", "Remote") == dict.fromkeys(others, 1), "each by its id"
+        assert {dict(labels)["Local"] for name, labels in new.values if name == "etcd_network_known_peers"} == {me}
+        assert new.by("etcd_network_active_peers", "Remote") == dict.fromkeys(others, 1)
+        assert new.by("etcd_network_disconnected_peers_total", "Remote").keys() == others
+        for name, label in (("sent", "To"), ("received", "From")):
+            assert new.by(f"etcd_network_peer_{name}_bytes_total", label).keys() == others
+            assert new.by(f"etcd_network_peer_{name}_failures_total", label).keys() == others
+        for other in others if leads else ids[2:]:
+            assert moved("etcd_network_peer_sent_bytes_total", To=other) > 5 * len(b"counted")
+            assert moved("etcd_network_peer_received_bytes_total", From=other) > 0
+        refusals = moved("etcd_server_learner_promote_failures_total", Reason=errors.MEMBER_NOT_FOUND.message)
+        assert refusals == leads, "counted where it is decided"
+
+
+def test_HT16_a_stream_that_breaks_is_counted(cluster: Cluster) -> None:
+    member = cluster.members[0]
+    before = Scrape(member).by("etcd_network_server_stream_failures_total", "API", "Type")
+    with grpc.insecure_channel(member.address) as channel:
+        for path in ("/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive"):
+            with pytest.raises(grpc.RpcError, match="error unmarshalling request"):
+                list(channel.stream_stream(path)(iter([b"\xff\xff"]), timeout=WAIT_S))
+    after = Scrape(member).by("etcd_network_server_stream_failures_total", "API", "Type")
+    assert {labels: after[labels] - count for labels, count in before.items()} == {
+        ("watch", "receive"): 1,
+        ("watch", "send"): 0,
+        ("lease-keepalive", "receive"): 1,
+        ("lease-keepalive", "send"): 0,
+    }
+
+
+def test_HT16_a_member_that_stops_is_known_and_not_active(cluster: Cluster) -> None:
+    gone, _, leader = followers_first(cluster)
+    remote = f"{status(gone).member_id:x}"
+    labels = {"Local": f"{status(leader).member_id:x}", "Remote": remote}
+    before = Scrape(leader)
+    gone.kill()
+    wait_until(lambda: not Scrape(leader).of("etcd_network_active_peers", **labels), "it to be missed", WAIT_S)
+    failed = "etcd_network_peer_sent_failures_total"
+    wait_until(lambda: Scrape(leader).of(failed, To=remote) > before.of(failed, To=remote), "failures", WAIT_S)
+    after = Scrape(leader)
+    assert after.of("etcd_network_known_peers", **labels) == 1
+    lost = "etcd_network_disconnected_peers_total"
+    assert after.of(lost, **labels) == before.of(lost, **labels) + 1
+    assert after.of("etcd_server_is_leader") == 1
+    cluster.start()
+    wait_until(lambda: bool(Scrape(leader).of("etcd_network_active_peers", **labels)), "it to be back", WAIT_S)
+
+
 def test_a_new_leader_answers_what_the_old_one_left(cluster: Cluster) -> None:
     members = followers_first(cluster)
     with connected(members[:2]) as (api, other), api.keep_alive(HAS_LEADER) as stream:
@@ -160,10 +260,50 @@ def test_without_a_leader(cluster: Cluster) -> None:
         assert page(left, "/livez") == (200, b"ok\n")
         status_code, body = page(left, "/readyz")
         assert status_code == 503
+        figures = Scrape(left)
+        assert figures.of("etcd_server_has_leader") == figures.of("etcd_server_is_leader") == 0
+        assert figures.of("etcd_server_slow_read_indexes_total") >= 1
+        assert figures.of("etcd_server_proposals_failed_total") >= 3
+        assert set(figures.by("etcd_network_active_peers", "Remote").values()) == {0}
         assert b"[-]linearizable_read failed: etcdserver: request timed out\n" in body
         cluster.start()
         api(PutRequest(key=b"kept", value=b"2"))
         patient.wait(lambda replies: any(event.kv.value == b"2" for reply in replies for event in reply.events))
+
+
+def moved_between(old: Scrape, new: Scrape, name: str, **labels: str) -> float:
+    return new.of(name, **labels) - old.of(name, **labels)
+
+
+class Scrape:
+    """What a member publishes just now."""
+
+    def __init__(self, server: Server) -> None:
+        self.values: dict[tuple[str, frozenset[tuple[str, str]]], float] = {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in families(page(server, "/metrics")[1].decode()).values()
+            for sample in family.samples
+        }
+
+    def of(self, name: str, **labels: str) -> float:
+        """A sample's value; 0 for one that is not there yet because of its labels."""
+        key = (name, frozenset(labels.items()))
+        assert labels or key in self.values, name
+        return self.values.get(key, 0.0)
+
+    def by(self, name: str, *labels: str) -> dict[Any, float]:
+        """The values of a series by one label, or by several."""
+        found = {}
+        for (sample, given), value in self.values.items():
+            if sample == name:
+                of = tuple([dict(given)[label] for label in labels])
+                found[of if len(of) > 1 else of[0]] = value
+        return found
+
+    def round_trips(self, peers: int) -> bool:
+        """Whether a round trip to each of so many others was measured."""
+        counts = self.by("etcd_network_peer_round_trip_time_seconds_count", "To")
+        return len(counts) == peers and all(counts.values())
 
 
 def page(server: Server, path: str) -> tuple[int, bytes]:

@@ -22,9 +22,7 @@ from node.front.metrics import CODE_NAMES, client_request_figures, grpc_figures,
 from node.front.metrics_page import render
 from node.front.process_figures import figures_of
 from node.stats import SERIES, Figures, SeriesType, histogram
-from tests.front.metrics_table import ABSENT, LABELS_ADDED, OWN, TABLE
-
-REFERENCE = {row.split()[0]: (row.split()[1], tuple(row.split()[2:])) for row in TABLE.strip().splitlines()}
+from tests.front.metrics_table import ABSENT, OWN, PUBLISHED, REFERENCE, families, labels_of
 
 
 def every_figure() -> Figures:
@@ -37,14 +35,6 @@ def every_figure() -> Figures:
     return figures
 
 
-def families(page: bytes) -> dict[str, Any]:
-    """The page as the Prometheus client library reads it, by the name of the TYPE line."""
-    names = [line.split()[2] for line in page.decode().splitlines() if line.startswith("# TYPE")]
-    parsed = list(text_string_to_metric_families(page.decode()))
-    assert len(names) == len(set(names)) == len(parsed)
-    return dict(zip(names, parsed, strict=True))
-
-
 def samples(page: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
@@ -54,15 +44,9 @@ def samples(page: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def test_names_types_and_labels_are_those_of_the_reference() -> None:
-    page = families(render({1: every_figure()}, [1], {}))
-    published = {}
-    for name, family in page.items():
-        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
-        published[name] = (family.type, tuple(sorted(labels)))
-    expected = {name: row for name, row in REFERENCE.items() if name not in ABSENT}
-    for name, labels_added in LABELS_ADDED.items():
-        expected[name] = (expected[name][0], labels_added)
-    assert {name: row for name, row in published.items() if name not in OWN} == expected
+    page = families(render({1: every_figure()}, [1], {}).decode())
+    published = {name: (family.type, labels_of(family)) for name, family in page.items()}
+    assert {name: row for name, row in published.items() if name not in OWN} == PUBLISHED
     assert published.keys() >= OWN
 
 
@@ -92,6 +76,13 @@ def test_every_series_has_a_help_line() -> None:
         ("etcd_debugging_mvcc_db_compaction_total_duration_milliseconds", "100", "819200", 14),
         ("etcd_debugging_mvcc_index_compaction_pause_duration_milliseconds", "0.5", "4096", 14),
         ("etcd_network_peer_round_trip_time_seconds", "0.0001", "3.2768", 16),
+        ("etcd_network_snapshot_send_total_duration_seconds", "0.1", "51.2", 10),
+        ("etcd_network_snapshot_receive_total_duration_seconds", "0.1", "51.2", 10),
+        ("etcd_snap_fsync_duration_seconds", "0.001", "8.192", 14),
+        ("etcd_snap_db_fsync_duration_seconds", "0.001", "8.192", 14),
+        ("etcd_snap_db_save_total_duration_seconds", "0.1", "51.2", 10),
+        ("etcd_debugging_snap_save_marshalling_duration_seconds", "0.001", "8.192", 14),
+        ("etcd_debugging_snap_save_total_duration_seconds", "0.001", "8.192", 14),
     ],
 )
 def test_buckets_are_those_of_the_reference(name: str, first: str, last: str, count: int) -> None:

@@ -18,10 +18,11 @@ from kvorum.pb.rpc_pb2 import (
     RequestOp,
     TxnRequest,
 )
+from kvorum.wire.routes import CancelReason
 from node.front import health, kv, lease, maintenance
 from node.front.calls import Calls
 from node.front.lease import MAX_PENDING_KEEP_ALIVES, KeepAliveStream
-from node.front.member import MAX_CLIENT_VERSIONS, Limits, Member, UnaryHandler
+from node.front.member import KEEP_ALIVE, MAX_CLIENT_VERSIONS, RECEIVE, SEND, WATCH, Limits, Member, UnaryHandler
 from node.front.state import StateAsks
 from node.requests import LINEARIZABLE, READ, RECORD, Op, batches
 
@@ -187,6 +188,36 @@ def test_l7_l9_answers_keep_the_order_of_the_requests() -> None:
     assert stream.sent == []
     handler.reply(0, b"first")
     assert stream.sent == [b"first", b"second", b"third"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "way"),
+    [
+        (CancelReason.FAULT, RECEIVE),
+        (CancelReason.OVERFLOW, SEND),
+        (CancelReason.RESET, None),
+        (CancelReason.LOST, None),
+        (CancelReason.DEADLINE, None),
+    ],
+)
+def test_streams_that_break_are_counted_and_those_that_clients_leave_are_not(
+    reason: CancelReason, way: str | None
+) -> None:
+    front = Front()
+    handler, _ = keep_alive(front)
+    handler.on_cancel(reason)
+    front.member.count_stream_end(WATCH, reason)
+    assert {labels for labels, count in front.member.stream_failures.items() if count} == (
+        {(KEEP_ALIVE, way), (WATCH, way)} if way else set()
+    )
+
+
+def test_g8_a_keep_alive_that_is_no_protobuf_ends_its_stream() -> None:
+    front = Front()
+    handler, stream = keep_alive(front)
+    handler.on_message(b"\xff\xff")
+    assert stream.ended is not None and stream.ended[0] == Code.INTERNAL
+    assert front.member.stream_failures[KEEP_ALIVE, RECEIVE] == 1
 
 
 def test_l10_a_half_closed_stream_ends_ok_after_its_last_answer() -> None:

@@ -7,6 +7,7 @@ import pytest
 from kvorum import errors
 from kvorum.pb.mvcc_pb2 import Event
 from kvorum.pb.rpc_pb2 import WatchCreateRequest, WatchRequest, WatchResponse
+from node.front.member import RECEIVE, WATCH
 from tests.watch.assembly import CLUSTER_ID, MEMBER_ID, TERM, Client, World
 
 NOPUT, NODELETE = WatchCreateRequest.NOPUT, WatchCreateRequest.NODELETE
@@ -302,6 +303,7 @@ def test_G8_garbage_ends_the_stream(world: World, client: Client) -> None:
     assert client.status is not None
     code, text = client.status
     assert code == 13 and text.startswith("grpc: error unmarshalling request: ")
+    assert world.fronts[0].member.stream_failures[WATCH, RECEIVE] == 1
     world.put()
     world.run()
     assert world.registry.watchers == 0

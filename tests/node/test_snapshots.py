@@ -123,6 +123,10 @@ def test_a_member_that_was_away_is_sent_the_store(cluster: Cluster) -> None:
     catches_up(others[1], [follower, others[0]])
     leader = cluster.wait_for_leader()
     assert figure(leader, "etcd_network_snapshot_send_success") == 1
+    assert figure(leader, "etcd_snap_fsync_duration_seconds_count") >= 1
+    assert figure(follower, "etcd_network_snapshot_receive_success") == 1
+    assert figure(follower, "etcd_network_snapshot_receive_total_duration_seconds_count") == 1
+    assert figure(follower, "etcd_snap_db_save_total_duration_seconds_count") == 1
     assert figure(leader, "etcd_disk_backend_snapshot_duration_seconds_count") == 1
 
 

@@ -241,6 +241,9 @@ def test_segments_are_released_up_to_what_the_store_has_on_disk(child: ChildCont
     assert (raft.wal.snapshot.index, raft.wal.snapshot.term) == (29, 2)
     assert raft.wal.segment_count < segments
     assert raft.wal.first_index <= 28
+    figures = raft.driver.state()["metrics"]
+    for series in ("etcd_snap_fsync", "etcd_debugging_snap_save_total", "etcd_debugging_snap_save_marshalling"):
+        assert figures[f"{series}_duration_seconds"]["count"] == 1
     raft.stop()
     again = RaftUnderTest(child, left.killed())
     with pytest.raises(LogMismatch, match=r"stands at entry 0 of term 0, but the log .* begins with entry"):

@@ -586,3 +586,37 @@ def test_while_a_snapshot_is_recorded_apply_gets_nothing_of_the_log_that_it_repl
     assert behind.received.decided == [100] and len(behind.ended) == 1
     behind.stop()
     child.lifeline.close()
+
+
+def test_promotions_are_counted_where_they_are_decided(group: Group) -> None:
+    leader = group.elect(A)
+    learner = group.add(D, ()).start()
+    learner.driver.membership.learn(founded(*MEMBERS).state())
+    group.tick(60)  # until all have been connected for long enough
+    group.ask(A, Op.MEMBER_ADD, MemberChange(ID=D, peerURLs=[url(D)], isLearner=True))
+    group.network.cut = {D}
+    group.settle()
+    promotion = MemberChange(ID=D)
+    group.ask(A, Op.MEMBER_PROMOTE, promotion)
+    group.ask(B, Op.MEMBER_PROMOTE, promotion)
+    group.ask(A, Op.MEMBER_PROMOTE, MemberChange(ID=0xE))
+    group.settle()
+    group.network.cut = set()
+    group.tick(10)
+    assert learner.driver.state()["metrics"]["etcd_server_is_learner"] == 1
+    group.ask(B, Op.MEMBER_PROMOTE, promotion)
+    group.tick(2)
+    group.ask(A, Op.MEMBER_PROMOTE, MemberChange(ID=B))
+    group.settle()
+    figures = leader.driver.state()["metrics"]
+    assert figures["etcd_server_learner_promote_successes"] == 1
+    assert figures["etcd_server_learner_promote_failures"] == [
+        [[errors.LEARNER_NOT_READY.message], 2],
+        [[errors.MEMBER_NOT_FOUND.message], 1],
+        [[errors.MEMBER_NOT_LEARNER.message], 1],
+    ]
+    for member in (B, C, D):
+        figures = group[member].driver.state()["metrics"]
+        assert figures["etcd_server_learner_promote_successes"] == 0
+        assert figures["etcd_server_learner_promote_failures"] == []
+        assert figures["etcd_server_is_learner"] == 0

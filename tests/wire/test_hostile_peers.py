@@ -231,7 +231,7 @@ def test_a_handler_that_does_not_heed_writable_loses_its_stream() -> None:
         stream.send(b"x" * 20_000)
     answer = peer.taken()
     assert peer.status(answer[1]) == (8, "grpc: stream queue is full")
-    assert cancelled == [CancelReason.FAULT]
+    assert cancelled == [CancelReason.OVERFLOW]
     assert peer.core.queued_bytes == 0
     stream.send(b"late")
     stream.end()

@@ -28,6 +28,9 @@ them may lead by now, and tells this one of itself only if it is answered. At it
 _PASSED_ON: Final = frozenset((MessageType.PROP, MessageType.READ_INDEX))
 """Messages that a follower passes on to the leader as they came: the sender is whoever asked first."""
 
+COUNTS_MAX: Final = 64
+"""Members whose bytes are counted apart. At it: those that this one does not know are forgotten."""
+
 PEER_SERVER_LIMITS: Final = ServerLimits(
     message_bytes=MESSAGE_BYTES,
     unfinished_bytes=MESSAGE_BYTES + 16 * MIB,
@@ -143,6 +146,8 @@ class Incoming:
             before.end(Code.ABORTED, "the member has opened another stream")
         counts = self.counts.get(sender)
         if counts is None:
+            if len(self.counts) >= COUNTS_MAX:
+                self.counts = {member: counts for member, counts in self.counts.items() if receivers.knows(member)}
             counts = self.counts[sender] = Counts()
         receiver = self._streams[sender, head.path] = kind(self, stream, sender, counts)
         stream.send(b"")

@@ -7,6 +7,7 @@
 | `<index>.received` | whole and on disk, but the log may know nothing of it | raft | raft: see `settle` |
 | `<index>.db` | the log begins behind `<index>`: the member's database from now on | raft | apply moves it to `db` |
 | `replaced` | the database it took the place of | apply | apply |
+| `figures` | what raft has counted of snapshots, for the generation that one begins | raft | raft, at its start |
 
 Raft renames `.received` to `.db` only when the snapshot's record in its log is on disk: that record decides. Apply
 looks at `.db` alone. So both may start at the same time, and no order of their steps, and no end in between, installs
@@ -26,6 +27,7 @@ RECEIVED: Final = ".received"
 DECIDED: Final = ".db"
 REPLACED: Final = "replaced"
 OUTGOING: Final = "outgoing-"
+FIGURES: Final = "figures"
 
 _INDEXED: Final = re.compile(r"([0-9a-f]{16})(\.[a-z]+)")
 
@@ -51,6 +53,19 @@ class Files:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    def write(self, path: str, data: bytes) -> None:
+        """Writes a file that nobody will miss if it is lost."""
+        Path(path).write_bytes(data)
+
+    def take(self, path: str) -> bytes | None:
+        """What is in a file, which is then removed; None if there is none."""
+        try:
+            data = Path(path).read_bytes()
+            Path(path).unlink()
+        except FileNotFoundError:
+            return None
+        return data
 
     def remove(self, path: str) -> None:
         """Removes a directory and what is in it, file by file, if it exists."""

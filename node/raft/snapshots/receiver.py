@@ -19,6 +19,7 @@ from node.log import Logger
 from node.raft.core import Message
 from node.raft.peers.identity import Identity, StreamRefused
 from node.raft.snapshots import places
+from node.raft.snapshots.counts import ReceivedCounts
 from node.raft.snapshots.places import Files
 from node.raft.snapshots.spool import Damaged, NoRoom, Spool
 from node.raft.snapshots.transfer import (
@@ -30,16 +31,13 @@ from node.raft.snapshots.transfer import (
     decode_header,
     encode_place,
 )
-from node.stats import Figures, Histogram, histogram
+from node.stats import Figures
 
 QUEUE_BYTES: Final = 1024 * KIB
 """Chunks that wait for the disk. At it: nothing is read from the stream until half of them are written."""
 
 ABSENCE_S: Final = 60.0
 """For so long a sender may be gone, or silent, and then go on where it was. After it: what came is dropped."""
-
-SENDERS_MAX: Final = 64
-"""Members with counts of their own. At it: those of others are not counted."""
 
 _NO_ROOM: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
 
@@ -118,17 +116,6 @@ class _Reception:
         return self.header.message.snapshot.index
 
 
-class _Counts:
-    """Of one sender."""
-
-    __slots__ = ("duration_s", "failures", "successes")
-
-    def __init__(self) -> None:
-        self.successes = 0
-        self.failures = 0
-        self.duration_s: Histogram = histogram("etcd_network_snapshot_receive_total_duration_seconds")
-
-
 class Receiver:
     """Serves `/kvorum.Peer/Snapshot`. Everything but `run_aside`'s work happens in the loop."""
 
@@ -157,9 +144,7 @@ class Receiver:
         self._logger = logger
         self._files = files if files is not None else Files()
         self._current: _Reception | None = None
-        self._counts: dict[int, _Counts] = {}
-        self._fsync_s: Histogram = histogram("etcd_snap_db_fsync_duration_seconds")
-        self._save_s: Histogram = histogram("etcd_snap_db_save_total_duration_seconds")
+        self._counts = ReceivedCounts(snap_path, self._files, logger)
 
     @property
     def routes(self) -> dict[str, StreamOpen]:
@@ -197,6 +182,7 @@ class Receiver:
         assert current is not None and current.state is State.WAITING and current.index == index
         places.decide(self._snap_path, index, self._files)
         current.state = State.DECIDED
+        self._counts.give_on()
 
     def refuse(self, index: int) -> None:
         """The core does not want the snapshot."""
@@ -210,17 +196,12 @@ class Receiver:
         """What is published of received snapshots."""
         current = self._current
         arriving = current is not None and current.state in (State.ARRIVING, State.CLOSING)
-        counts = [(f"{member:x}", counts) for member, counts in self._counts.items()]
         sender = f"{current.sender:x}" if current is not None and arriving else ""
-        return {
-            "etcd_network_snapshot_receive_inflights_total": [[[name], int(name == sender)] for name, _ in counts],
-            "etcd_network_snapshot_receive_success": [[[name], count.successes] for name, count in counts],
-            "etcd_network_snapshot_receive_failures": [[[name], count.failures] for name, count in counts],
-            "etcd_network_snapshot_receive_total_duration_seconds": [
-                [[name], count.duration_s.snapshot()] for name, count in counts
+        totals = self._counts.totals()
+        return totals | {
+            "etcd_network_snapshot_receive_inflights_total": [
+                [labels, int(labels == [sender])] for labels, _ in totals["etcd_network_snapshot_receive_success"]
             ],
-            "etcd_snap_db_fsync_duration_seconds": self._fsync_s.snapshot(),
-            "etcd_snap_db_save_total_duration_seconds": self._save_s.snapshot(),
             "etcd_server_snapshot_apply_in_progress_total": int(current is not None and not arriving),
         }
 
@@ -243,10 +224,10 @@ class Receiver:
             return
         if current is not None:
             self._make_way(current, header)
-        spool = Spool(self._snap_path, header, self._files, self._fsync_s)
+        spool = Spool(self._snap_path, header, self._files, self._counts.fsync_s)
         reception = self._current = _Reception(stream.sender, message, header, spool, stream, self._now())
         stream.reception = reception
-        self._counts_of(stream.sender)
+        self._counts.of(stream.sender)
         self._logger.info(
             "receiving a snapshot",
             snapshot_index=reception.index,
@@ -380,8 +361,8 @@ class Receiver:
                 return  # its sender went on after the end; its files are about to be removed
             current.state = State.WAITING
             took_s = self._now() - current.begun_at
-            self._save_s.observe(took_s)
-            counts = self._counts_of(current.sender)
+            self._counts.save_s.observe(took_s)
+            counts = self._counts.of(current.sender)
             if counts is not None:
                 counts.successes += 1
                 counts.duration_s.observe(took_s)
@@ -412,7 +393,7 @@ class Receiver:
         if current is not self._current:
             return
         self._current = None
-        counts = self._counts_of(current.sender)
+        counts = self._counts.of(current.sender)
         if counts is not None:
             counts.failures += 1
         self._logger.warn(
@@ -435,12 +416,6 @@ class Receiver:
         stream, current.stream = current.stream, None
         if stream is not None:
             stream.end(code, text)
-
-    def _counts_of(self, sender: int) -> _Counts | None:
-        counts = self._counts.get(sender)
-        if counts is None and len(self._counts) < SENDERS_MAX:
-            counts = self._counts[sender] = _Counts()
-        return counts
 
 
 def _stale(term: int, current: int) -> str:

@@ -231,11 +231,12 @@ class WriteAheadLog:
         self._tail = (segment, end)
         return end - begin
 
-    def append_snapshot(self, snapshot: Snapshot) -> None:
+    def append_snapshot(self, snapshot: Snapshot) -> int:
         """Write that the state up to a snapshot is kept elsewhere; on disk only after `sync`.
 
         Entries stay when the log holds the snapshot's last one; else it is newer than the log, or the log went another
-        way, and every entry is dropped: the next one is snapshot.index + 1. Raises LogFull and LogFailed, as `append`.
+        way, and every entry is dropped: the next one is snapshot.index + 1. Returns the record's bytes. Raises LogFull
+        and LogFailed, as `append`.
         """
         if self._failure is not None:
             raise self._failure
@@ -254,6 +255,7 @@ class WriteAheadLog:
         end = begin + len(record)
         self._snapshot_at = (segment.sequence, end)
         self._tail = (segment, end)
+        return end - begin
 
     def sync(self) -> None:
         """Return when all that was appended before is on disk (fdatasync).

@@ -15,6 +15,7 @@ from node.raft.core import Message, MessageType, Snapshot
 from node.raft.core.messages import ConfState
 from node.raft.peers.codec import encode
 from node.raft.peers.identity import Identity
+from node.raft.peers.incoming import COUNTS_MAX
 from node.raft.peers.peer import ENTRIES, FORWARD, MESSAGES
 from tests.raft.peers.members import CLUSTER, Place, TestMember, append, close, group, heartbeat, run, until
 
@@ -107,6 +108,28 @@ def test_floods(flood: bytes) -> None:
         one.transport.send([heartbeat(1, 2)])
         await until(lambda: two.heard.messages == [heartbeat(1, 2)])
         assert one.heard.unreachable == two.heard.unreachable == []
+        await close(one, two)
+
+    run(test)
+
+
+async def open_and_end(stream: Stream) -> None:
+    await until(lambda: bool(stream.replies))
+    stream.stream.half_close()
+    await until(lambda: stream.end is not None)
+
+
+def test_strangers_cannot_make_labels_without_end() -> None:
+    async def test() -> None:
+        one, two = TestMember(1, [Place.tcp()]), TestMember(2, [Place.tcp()])
+        await group(one, two)
+        channel = Channel(two.urls[0].removeprefix("http://"))
+        for sender in range(100, 100 + COUNTS_MAX + 5):
+            await open_and_end(Stream(channel, FORWARD, sender=sender, to=2))
+        counted = [name for (name,), _ in two.transport.figures()["etcd_network_peer_received_bytes_total"]]
+        assert "1" in counted and f"{100 + COUNTS_MAX + 4:x}" in counted
+        assert len(counted) <= COUNTS_MAX
+        await channel.close()
         await close(one, two)
 
     run(test)

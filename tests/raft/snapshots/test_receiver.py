@@ -7,7 +7,7 @@ import pytest
 from kvorum.errors import Code
 from node.raft.core import Message
 from node.raft.peers.identity import REMOVED, Identity
-from node.raft.snapshots.places import DECIDED, RECEIVED, RECEIVING, place
+from node.raft.snapshots.places import DECIDED, FIGURES, RECEIVED, RECEIVING, place
 from node.raft.snapshots.receiver import ABSENCE_S, Standing
 from node.raft.snapshots.transfer import (
     CHUNK_BYTES,
@@ -78,7 +78,7 @@ class TestWhole:
     def test_decided_it_is_the_next_generation_s(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:
         whole(receiver, checkpoint)
         receiver.receiver.decide(INDEX)
-        assert receiver.names() == [f"{INDEX:016x}{DECIDED}"]
+        assert receiver.names() == [f"{INDEX:016x}{DECIDED}", FIGURES]
         assert receiver.receiver.figures()["etcd_server_snapshot_apply_in_progress_total"] == 1
 
     def test_refused_it_is_removed_and_another_may_come(self, receiver: ReceiverUnderTest, checkpoint: Path) -> None:

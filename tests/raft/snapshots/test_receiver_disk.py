@@ -9,8 +9,9 @@ import pytest
 
 from kvorum.errors import Code
 from node.raft.snapshots import places
-from node.raft.snapshots.places import RECEIVED, place
-from node.raft.snapshots.receiver import QUEUE_BYTES, SENDERS_MAX
+from node.raft.snapshots.counts import SENDERS_MAX
+from node.raft.snapshots.places import FIGURES, RECEIVED, place
+from node.raft.snapshots.receiver import QUEUE_BYTES
 from node.raft.snapshots.sender import describe
 from node.raft.snapshots.spool import RESERVE_BYTES
 from node.raft.snapshots.transfer import (
@@ -212,3 +213,40 @@ def test_counts_are_kept_of_so_many_members(receiver: ReceiverUnderTest, checkpo
         sender.say(header_of(snap(sender=member), checkpoint))
         sender.half_close()
     assert len(receiver.receiver.figures()["etcd_network_snapshot_receive_failures"]) == SENDERS_MAX
+
+
+def test_what_was_counted_is_given_on_to_the_generation_that_begins_with_the_snapshot(
+    receiver: ReceiverUnderTest, checkpoint: Path, tmp_path: Path
+) -> None:
+    sender = SenderUnderTest(receiver)
+    sender.say(header_of(snap(), checkpoint))
+    sender.half_close()
+    whole(receiver, checkpoint)
+    receiver.receiver.decide(INDEX)
+    counted = receiver.receiver.figures()
+    following = ReceiverUnderTest(tmp_path / "follower")
+    assert following.receiver.figures() == counted | {"etcd_server_snapshot_apply_in_progress_total": 0}
+    assert FIGURES not in following.names()
+    whole(following, checkpoint, snap(INDEX + 1))
+    figures = following.receiver.figures()
+    assert figures["etcd_network_snapshot_receive_success"] == [[["1"], 2]]
+    assert figures["etcd_network_snapshot_receive_failures"] == [[["1"], 1]]
+    assert figures["etcd_snap_db_save_total_duration_seconds"]["count"] == 2
+    assert ReceiverUnderTest(tmp_path / "follower").receiver.figures()["etcd_network_snapshot_receive_success"] == []
+
+
+@pytest.mark.parametrize("given", [b"", b"\0" * 100, b"[]", b"{}", b'{"etcd_snap_db_fsync_duration_seconds": 1}'])
+def test_counts_that_cannot_be_read_are_lost(tmp_path: Path, given: bytes) -> None:
+    (tmp_path / "snap").mkdir()
+    (tmp_path / "snap" / FIGURES).write_bytes(given)
+    receiver = ReceiverUnderTest(tmp_path)
+    assert receiver.receiver.figures()["etcd_network_snapshot_receive_success"] == []
+    assert receiver.names() == []
+
+
+def test_a_decision_does_not_hang_on_its_counts(receiver: ReceiverUnderTest, checkpoint: Path) -> None:
+    (receiver.snap / FIGURES).mkdir()
+    whole(receiver, checkpoint)
+    receiver.receiver.decide(INDEX)
+    assert places.decided(str(receiver.snap), places.Files()) == INDEX
+    assert receiver.log.has("cannot give on what was counted of snapshots")
