@@ -464,7 +464,8 @@ class Driver:
     def _propose(self, fresh: list[Held]) -> None:
         """Proposes what waited and `fresh`, in this order, or lets it wait.
 
-        While the leader's disk is busy proposals wait for it: one larger entry costs every member less than two.
+        While the leader's disk is busy proposals wait for it: one larger entry costs every member less than two. What
+        cannot be sent to the leader now would be lost.
         """
         node = self._node
         held = self._proposals
@@ -472,7 +473,7 @@ class Driver:
             # What apply asks for of its own is right under this leader only: the next may have renewed the lease.
             self._hold([batch for batch in fresh if batch.sender != Process.APPLY])
             return
-        if node.leads and self._writer.syncing:
+        if self._writer.syncing if node.leads else self._transport.connected_since(node.lead) is None:
             self._hold(fresh)
             return
         if node.leads and self._backlog_bytes > MAX_BACKLOG_BYTES:
@@ -513,7 +514,7 @@ class Driver:
                 self._refuse([batch], errors.REQUEST_TOO_MANY_REQUESTS)
 
     def _refuse(self, refused: Sequence[Held], status: Status) -> None:
-        """Answers proposals that were not logged. Every sender bounds what it proposes, so its credit suffices.
+        """Answers proposals that were not logged.
 
         Those of other members are dropped: their fronts end them by the request timeout.
         """
@@ -526,7 +527,14 @@ class Driver:
         code, text = status
         body = text.encode()
         replies = [REPLY.pack(first_sequence + i, len(body), code) + body for i in range(count)]
-        self._links.send(front, Kind.REPLIES, b"".join(replies))
+        self._send_replies(front, b"".join(replies))
+
+    def _send_replies(self, front: int, replies: bytes) -> None:
+        """Nothing bounds what other members answer a front; what it does not take is lost, and it ends the request."""
+        if self._links.outlet(front, Kind.REPLIES).open():
+            self._links.send(front, Kind.REPLIES, replies)
+        else:
+            self._logger.warn("dropped replies that a process does not take", to=front, size_bytes=len(replies))
 
     # what is committed
 
@@ -599,7 +607,7 @@ class Driver:
 
     def _reply_to(self, replies: Sequence[tuple[int, bytes]]) -> None:
         for front, reply in replies:
-            self._links.send(front, Kind.REPLIES, reply)
+            self._send_replies(front, reply)
 
     def _forward_reads(self, payload: bytes) -> None:
         """Of this member's fronts. Without a leader they are dropped: a front repeats them when it hears of one."""
@@ -620,10 +628,8 @@ class Driver:
 
     def _deliver_replies(self, payload: bytes) -> None:
         member, incarnation, front = FORWARD.unpack_from(payload)
-        if (member, incarnation) != (self._id, self._incarnation) or front not in self._fronts:
-            return
-        if self._links.outlet(front, Kind.REPLIES).open():  # else they are lost: nothing bounds what others answer
-            self._links.send(front, Kind.REPLIES, payload[FORWARD.size :])
+        if (member, incarnation) == (self._id, self._incarnation) and front in self._fronts:
+            self._send_replies(front, payload[FORWARD.size :])
 
     # the end
 

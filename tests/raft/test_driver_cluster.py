@@ -191,6 +191,17 @@ def test_without_a_leader_proposals_wait_and_go_to_the_next_one_once(group: Grou
     assert sum(map(len, data(group[C].entries()))) == len(PUT)
 
 
+def test_proposals_wait_for_the_connection_to_the_leader(group: Group) -> None:
+    group.elect(A)
+    members, group[B].wire.members = group[B].wire.members, {}
+    group[B].propose(proposal())
+    group.tick(3)
+    assert data(group[B].entries()) == []
+    group[B].wire.members = members
+    group.tick()
+    assert data(group[B].entries()) == [PUT]
+
+
 def test_proposals_that_waited_longer_than_the_request_timeout_are_not_proposed(group: Group) -> None:
     group.elect(A)
     group.network.cut = {A, B, C}
@@ -499,6 +510,7 @@ def test_answers_from_the_leader_that_a_front_does_not_take_are_dropped(group: G
     outlet.position = outlet.granted - 1
     for _ in range(2):
         group[B].driver.on_forward(A, b"a" + reply)
+    group.ask(B, Op.MOVE_LEADER, MoveLeaderRequest(targetID=C))  # a refusal of its own finds no credit either
     assert len(group[B].links.take(FRONT, Kind.REPLIES)) == 1
 
 
