@@ -3,6 +3,8 @@
 `KVORUM_CLUSTER_SECONDS=N` sets how long faults go on, `KVORUM_CRASH_SEED=S` replays their choice (the moments are the
 machine's). After each fault it prints how long after its beginning and after its end writes were answered again: they
 should be within about two election timeouts, which are 2 s here.
+
+The reference, put in kvorum's place by KVORUM_SUBJECT, can fail: see `test_crash.py`.
 """
 
 import os

@@ -29,8 +29,12 @@ RECOVERY_S = 30.0
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """kvorum alone. The reference, put in its place by KVORUM_SUBJECT, passed short runs; in one run of 25 rounds this
-    check counted 126 problems at it, acknowledged writes that were gone among them; the cause is not known.
+    """kvorum alone. The reference, put in its place by KVORUM_SUBJECT, passed 18 of 19 runs of 25 to 30 rounds.
+
+    In the other one the check is right and 3.5.1 has lost a write: one acknowledged transaction was gone after a kill,
+    and the 130 answers after it, up to the kill, name a revision one above what the store has now. So the log was
+    whole, and one entry in its middle was not repeated at the start. Versions 3.5.0 to 3.5.2 do that (etcd issue 13766,
+    mended in 3.5.3): the index of an entry that is being executed can reach the disk in a commit without its data.
     """
     with start(Kind.KVORUM) as server:
         yield server
