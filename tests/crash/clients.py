@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from kvorum import errors
 from kvorum.errors import Code, Status
 from kvorum.pb.rpc_pb2 import (
+    CompactionRequest,
     Compare,
     DeleteRangeRequest,
     LeaseGrantRequest,
@@ -186,6 +187,10 @@ class Clients:
         """What was seen, the store's own log left out."""
         return History(operations=self.operations, watches=self.watches)
 
+    def _seen_by_all(self) -> int:
+        """The last revision that every watcher has had: up to there nobody misses what is compacted."""
+        return min((watch.resume_revision() - 1 for watch in self.watches), default=0)
+
     def _call(self, api: Api, member: int, request: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         """The outcome of a unary call, recorded."""
         return self._record(member, request, lambda: api.outcome(request, timeout_s=timeout_s))
@@ -196,7 +201,7 @@ class Clients:
         outcome = make()
         ended_s = time.monotonic()
         refused = isinstance(outcome, Status)
-        if refused and isinstance(request, RangeRequest | LeaseKeepAliveRequest):
+        if refused and isinstance(request, RangeRequest | LeaseKeepAliveRequest) and outcome != errors.COMPACTED:
             return outcome  # says nothing
         told = None if refused and not is_refusal(outcome) else outcome
         self.operations.append(Operation(began_s, ended_s, self._lives.session(member, life), request, told))
@@ -205,7 +210,7 @@ class Clients:
         return outcome
 
     def _work(self, number: int) -> None:
-        worker = _Worker(number, random.Random(self._seed * 1000 + number))
+        worker = _Worker(number, random.Random(self._seed * 1000 + number), self._seen_by_all)
         with contextlib.ExitStack() as stack:
             apis = [stack.enter_context(Api(address)) for address in self._addresses]
             member = number % len(apis)
@@ -265,8 +270,10 @@ class Clients:
 class _Worker:
     """What one client asks next, as far as it knows the store."""
 
-    def __init__(self, number: int, choose: random.Random) -> None:
+    def __init__(self, number: int, choose: random.Random, seen_by_all: Callable[[], int]) -> None:
         self.choose = choose
+        self._seen_by_all = seen_by_all
+        self._newest = 0
         self._number = number
         self._sequence = 0
         self._revision_of: dict[bytes, int] = {}  # the last known mod_revision of each key, 0: absent
@@ -281,8 +288,12 @@ class _Worker:
             return self._compare_and_swap(key)
         if what < 0.55:
             return DeleteRangeRequest(key=key, prev_kv=True)
-        if what < 0.75:
+        if what < 0.70:
             return RangeRequest(key=key)
+        if what < 0.745:
+            return RangeRequest(key=key, revision=max(1, self._newest - self.choose.randrange(200)))
+        if what < 0.75:
+            return CompactionRequest(revision=max(1, self._seen_by_all() - self.choose.randrange(100)))
         if what < 0.80:
             return RangeRequest(key=PREFIX, range_end=END, limit=3)
         if what < 0.95:
@@ -300,8 +311,9 @@ class _Worker:
             if isinstance(request, PutRequest) and request.lease:
                 self._lease = 0
             return
+        self._newest = max(self._newest, outcome.header.revision)
         match request:
-            case RangeRequest() if not request.range_end:
+            case RangeRequest() if not request.range_end and not request.revision:
                 self._revision_of[request.key] = outcome.kvs[0].mod_revision if outcome.kvs else 0
             case TxnRequest() if not outcome.succeeded:
                 kvs = outcome.responses[0].response_range.kvs

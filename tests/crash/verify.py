@@ -1,7 +1,7 @@
 """What clients saw against what the members have in the end."""
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ SHOWN_CHARACTERS = 1000
 LOG_TIMEOUT_S = 60.0
 
 
-def store_log(server: Server, last: int) -> list[Revision]:
-    """Every revision from the second on, up to `last`, as a new watcher at that member gets them."""
-    events: dict[int, list[Event]] = {}
-    create = WatchCreateRequest(key=PREFIX, range_end=END, start_revision=1)
+def store_log(server: Server, first: int, last: int) -> list[Revision]:
+    """The revisions from `first` to `last`, as a new watcher at that member gets them."""
+    found: list[Event] = []
+    create = WatchCreateRequest(key=PREFIX, range_end=END, start_revision=first)
     requests = [WatchRequest(create_request=create)]
     with (
         Api(server.address) as api,
@@ -29,11 +29,19 @@ def store_log(server: Server, last: int) -> list[Revision]:
     ):
         for reply in replies:
             assert not reply.canceled, reply
-            for event in reply.events:
-                events.setdefault(event.kv.mod_revision, []).append(event)
-            if events and max(events) >= last:
+            found += reply.events
+            if found and found[-1].kv.mod_revision >= last:
                 break
-    return [Revision(number, tuple(of)) for number, of in sorted(events.items()) if number <= last]
+    return revisions(found, last)
+
+
+def revisions(events: Iterable[Event], last: int) -> list[Revision]:
+    """Events in their order, by revision."""
+    of: dict[int, list[Event]] = {}
+    for event in events:
+        if event.kv.mod_revision <= last:
+            of.setdefault(event.kv.mod_revision, []).append(event)
+    return [Revision(number, tuple(found)) for number, found in of.items()]
 
 
 def hash_at(server: Server, revision: int) -> tuple[int, int]:
@@ -45,15 +53,20 @@ def hash_at(server: Server, revision: int) -> tuple[int, int]:
 
 
 def problems(clients: Clients, members: Sequence[Server], last: int) -> list[str]:
-    """Every way in which members disagree, or clients saw what no correct store can have shown them."""
+    """Every way in which members disagree, or clients saw what no correct store can have shown them.
+
+    What is compacted no member has any more: the first watcher has had all of it, and must agree with what is left.
+    """
     found = []
     history = clients.history()
-    history.revisions = store_log(members[0], last)
+    first_watcher = history.watches[0]
+    history.revisions = revisions((event for received in first_watcher.received for event in received.events), last)
     hashes = [hash_at(member, last) for member in members]
     if len(set(hashes)) != 1:
         found.append(f"the stores differ at revision {last}: (hash, compacted) of each member are {hashes}")
-    for member in members[1:]:
-        found += _differences(member.name, history.revisions, store_log(member, last))
+    for member, (_, compacted) in zip(members, hashes, strict=True):
+        expected = [revision for revision in history.revisions if revision.number > compacted]
+        found += _differences(member.name, expected, store_log(member, max(1, compacted + 1), last))
     return found + check(history)
 
 
@@ -61,7 +74,7 @@ def _differences(name: str, expected: list[Revision], log: list[Revision]) -> li
     if log == expected:
         return []
     at: Any = next((one for one in zip(expected, log, strict=False) if one[0] != one[1]), "the end of the shorter")
-    return [f"the log of {name} differs from the first member's: {len(log)} instead of {len(expected)} revisions, {at}"]
+    return [f"the log of {name} is not what the first watcher had: {len(log)} and {len(expected)} revisions, {at}"]
 
 
 def verify(clients: Clients, members: Sequence[Server], last: int, folder: Path | None = None) -> None:
