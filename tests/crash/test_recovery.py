@@ -68,7 +68,7 @@ def test_the_log_is_gone(tmp_path: Path) -> None:
         shutil.rmtree(server.data_dir / "member" / "wal")
         message = refusal(server)
         assert f"{server.data_dir}/member/db stands at entry" in message
-        assert f"{server.data_dir}/member/wal ends at entry 0" in message
+        assert f"{server.data_dir}/member/wal ends at entry 1" in message  # a founder's new log
 
 
 def test_the_store_is_gone_and_the_log_has_everything(tmp_path: Path) -> None:
@@ -176,11 +176,10 @@ def test_segments_that_a_snapshot_covers_are_released(tmp_path: Path) -> None:
         server.start()
         with Api(server.address) as api:
             written = 0
-            while not server.log_path.read_text().count('"compacted Raft logs"'):
+            while wal(server)[0].name.startswith("0000000000000000-"):
                 assert written < 4000, "nothing was released after 400 MB"
                 api(PutRequest(key=b"k%03d" % (written % 100), value=VALUE))
                 written += 1
-            wait_until(lambda: wal(server)[0].name > "0000000000000000-", "the first segment to go")
         server.kill()
         server.start()
         with Api(server.address) as api:
