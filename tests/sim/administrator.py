@@ -6,6 +6,8 @@ from typing import Any
 
 from kvorum.errors import Status
 from kvorum.pb.rpc_pb2 import (
+    AlarmRequest,
+    AlarmResponse,
     Member,
     MemberAddRequest,
     MemberAddResponse,
@@ -29,6 +31,7 @@ METHODS.update(
         MemberListRequest: ("/etcdserverpb.Cluster/MemberList", MemberListResponse),
         MemberPromoteRequest: ("/etcdserverpb.Cluster/MemberPromote", MemberPromoteResponse),
         MemberRemoveRequest: ("/etcdserverpb.Cluster/MemberRemove", MemberRemoveResponse),
+        AlarmRequest: ("/etcdserverpb.Maintenance/Alarm", AlarmResponse),
         MoveLeaderRequest: ("/etcdserverpb.Maintenance/MoveLeader", MoveLeaderResponse),
     }
 )
@@ -79,3 +82,22 @@ class Administrator(Client):
             self.member = leader
             return MoveLeaderRequest(targetID=random.choice(members).ID)
         return None
+
+
+class Caretaker(Client):
+    """Ends alarms, again and again."""
+
+    def __init__(self, cluster: Cluster, number: int) -> None:
+        super().__init__(cluster, number)
+        self.think_s = 1.0
+
+    def think(self) -> None:
+        self.ask(AlarmRequest(action=AlarmRequest.GET), self._on_alarms, recorded=False)
+
+    def _on_alarms(self, outcome: Any) -> None:
+        if isinstance(outcome, AlarmResponse) and outcome.alarms:
+            alarm = outcome.alarms[0]
+            request = AlarmRequest(action=AlarmRequest.DEACTIVATE, memberID=alarm.memberID, alarm=alarm.alarm)
+            self.ask(request, lambda _: self.begin(), recorded=False)
+        else:
+            self.begin()

@@ -11,12 +11,14 @@ from itertools import count
 from kvorum.pb.internal_pb2 import Founding
 from kvorum.pb.mvcc_pb2 import Event, KeyValue
 from kvorum.pb.rpc_pb2 import HashKVResponse, Member
+from node.apply.lease import LEASE_TABLE
 from node.apply.mvcc.keyspace import Event as StoreEvent
 from node.apply.mvcc.rows import HISTORY, META, VERSIONS
 from node.apply.mvcc.store import Store
 from node.config import Config
 from node.frames import ENTRY_HEADER, HEADER_BYTES
 from node.log import Level
+from node.raft.wal.errors import LogFailed, LogFull
 from tests.linearizability.history import History, Operation, Revision
 from tests.sim.clock import Scheduler
 from tests.sim.member import Settings, SimulatedMember, member_config
@@ -146,6 +148,10 @@ class Cluster:
         """See World."""
         if isinstance(error, Broken):
             raise error
+        if isinstance(error, LogFailed) or (process == "start" and isinstance(error, OSError | LogFull)):
+            # After a sync that failed nothing that was not safe before is to be relied upon.
+            self.crash(self.members[member], f"{process}: {error}", power_lost=True)
+            return
         text = "".join(traceback.format_exception(error))
         raise Broken(f"member {member:x}: {process} failed: {text}") from error
 
@@ -211,6 +217,12 @@ class Cluster:
             if generation.store.cursor.index != self.most_entries:
                 return False
         return members.keys() <= self.members.keys()
+
+    def leases(self) -> int:
+        """How many leases there are in the store that has applied most."""
+        running = [member.generation for member in self.members.values() if member.generation is not None]
+        newest = max(running, key=lambda generation: generation.store.cursor.index)
+        return sum(1 for _ in newest.store.database.keys(LEASE_TABLE, bytes((LEASE_TABLE[0] + 1,))))
 
     def compare(self) -> None:
         """All stores at the same entry hold the same: HashKV, and every row of the tables that it does not cover."""

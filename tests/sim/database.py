@@ -96,9 +96,12 @@ Put = Callable[[str, DatabaseFiles], None]
 class SimulatedDatabase(Database):
     """`Database` on `DatabaseFiles`: what it makes of rows and batches is the real code, where they lie is not."""
 
-    def __init__(self, files: DatabaseFiles, put: Put | None = None) -> None:
-        """`put(path, files)` takes the checkpoints that are made."""
+    def __init__(
+        self, files: DatabaseFiles, put: Put | None = None, check_room: Callable[[], None] = lambda: None
+    ) -> None:
+        """`put(path, files)` takes the checkpoints that are made; `check_room()` raises when the disk is full."""
         self.files = files
+        self._check_room = check_room
         self._put = put
         self._view = _View(sorted(files.flushed), dict(files.flushed))
         for write in files.unflushed:
@@ -148,6 +151,7 @@ class SimulatedDatabase(Database):
 
     def _write(self, rows: Iterable[tuple[bytes, bytes | None]]) -> None:
         assert not self.closed, "written after it was closed"
+        self._check_room()
         write = list(rows)
         self.files.unflushed.append(write)
         self.files.unflushed_bytes += sum([len(row) + len(value or b"") for row, value in write])
@@ -169,6 +173,7 @@ class SimulatedDatabase(Database):
                 del view.keys[bisect_left(view.keys, row)]
 
     def flush(self) -> Cursor:
+        self._check_room()
         self.files.flushed = self._look().rows
         self.files.unflushed = []
         self.files.unflushed_bytes = 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from types import TracebackType
 
+from node.raft.wal.errors import LogError
 from node.raft.wal.log import WriteAheadLog
 from tests.raft.simulated_disk import SimulatedDirectory, SimulatedDisk
 from tests.sim.clock import Scheduler
@@ -23,6 +25,9 @@ class MemberDisk:
         """A sync takes about so long."""
         self.crash_after: int | None = None
         """The member dies at the so-manyth operation on its disk from now on."""
+        self.fails_sync = False
+        """The next sync fails."""
+        self._hidden_bytes: int | None = None  # of the room for the log, while the disk is full
         self.sync: Sync | None = None
         """The one that is under way in a thread."""
         self._watch()
@@ -30,7 +35,32 @@ class MemberDisk:
     def _watch(self) -> None:
         self.log.before = self._before
 
-    def _before(self, operation: str, _name: str) -> None:
+    @property
+    def is_full(self) -> bool:
+        """Nothing more can be written."""
+        return self._hidden_bytes is not None
+
+    def fill(self) -> None:
+        """Others have taken all its room."""
+        if self._hidden_bytes is None:
+            self._hidden_bytes = self.log.free_bytes
+            self.log.free_bytes = 0
+
+    def make_room(self) -> None:
+        """There is room again."""
+        if self._hidden_bytes is not None:
+            self.log.free_bytes += self._hidden_bytes
+            self._hidden_bytes = None
+
+    def check_room(self) -> None:
+        """Raises what RocksDB raises, by way of rocksdict, on a full disk."""
+        if self.is_full:
+            raise Exception("IO error: No space left on device: While appending to file")
+
+    def _before(self, operation: str, name: str) -> None:
+        if operation == "sync" and self.fails_sync and name != ".":
+            self.fails_sync = False
+            raise OSError(errno.EIO, "Input/output error")
         if operation != "read":
             self._may_crash()
 
@@ -110,7 +140,15 @@ class _SyncLock:
 class LogThreads:
     """`Disk` of the driver: what the real one does in threads, in its own time."""
 
-    def __init__(self, log: WriteAheadLog, disk: MemberDisk, worker: Worker, scheduler: Scheduler) -> None:
+    def __init__(
+        self,
+        log: WriteAheadLog,
+        disk: MemberDisk,
+        worker: Worker,
+        scheduler: Scheduler,
+        say: Callable[[str], None],
+    ) -> None:
+        self._say = say
         self._log = log
         self._disk = disk
         self._worker = worker
@@ -121,7 +159,12 @@ class LogThreads:
         """See `Disk`."""
         disk = self._disk
         assert disk.sync is None, "two syncs at the same time"
-        sync = disk.sync = Sync(self._log, disk)
+        try:
+            sync = disk.sync = Sync(self._log, disk)
+        except LogError as error:
+            failure = error
+            self._scheduler.after(disk.sync_takes_s(), lambda: self._worker.post(lambda: done(failure)))
+            return
 
         def end() -> None:
             if disk.sync is sync:
@@ -133,4 +176,11 @@ class LogThreads:
 
     def run(self, work: Callable[[], None]) -> None:
         """See `Disk`."""
-        self._scheduler.after(self._disk.sync_takes_s(), lambda: self._worker.post(work))
+
+        def guarded() -> None:
+            try:
+                work()
+            except (OSError, LogError) as error:  # the next append meets it again
+                self._say(f"housekeeping of the log failed: {error}")
+
+        self._scheduler.after(self._disk.sync_takes_s(), lambda: self._worker.post(guarded))

@@ -12,6 +12,7 @@ from typing import Any
 
 import zmq
 
+from node.link import Inlet
 from node.link_zmq import Links
 from tests.sim.clock import Scheduler
 
@@ -60,8 +61,9 @@ class _Outbox:
 class GenerationLinks:
     """All inboxes of one generation of a member. When it dies, what is on its way is gone."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, window_bytes: int) -> None:
         self.scheduler = scheduler
+        self.window_bytes = window_bytes
         self.alive = True
         self._inboxes: dict[tuple[int, bool], _Inbox] = {}
 
@@ -93,7 +95,15 @@ class SimulatedLinks(Links):
         self.control = generation.inbox(process, True)
         self._out = {peer: self._to(generation, peer, False) for peer in peers}
         self._out_control = {peer: self._to(generation, peer, True) for peer in peers}
+        self._window_bytes = generation.window_bytes
         self._begin()
+
+    def inlet(self, sender: int, kind: int) -> Inlet:
+        """See Links."""
+        inlet = self._inlets.get((sender, kind))
+        if inlet is None:
+            inlet = self._inlets[sender, kind] = Inlet(self._window_bytes)
+        return inlet
 
     @staticmethod
     def _to(generation: GenerationLinks, peer: int, control: bool) -> Any:

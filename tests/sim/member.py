@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NoReturn, Protocol, cast
 
 from kvorum.pb.rpc_pb2 import Member
@@ -92,6 +93,8 @@ class Settings:
     segment_bytes: int
     pre_vote: bool
     strict_reconfig_check: bool
+    window_bytes: int
+    """The credit of a stream between two processes of a member."""
     fsync: bool = True
 
 
@@ -216,14 +219,14 @@ class _Host:
         config, databases = member.config, member.disk.databases
         remove_outgoing(config.snap_path, databases)
         installed = install(config.db_path, config.snap_path, databases)
-        database = SimulatedDatabase(databases.open(config.db_path), databases.put)
+        database = SimulatedDatabase(databases.open(config.db_path), databases.put, member.disk.check_room)
         store = _ObservedStore(database, lessor, identity, cache_bytes=1 << 14)
         assert installed is None or store.cursor.index == installed
         store.report = lambda revisions: member.world.on_revisions(member.id, revisions)
         return store
 
     def free_bytes(self) -> int:
-        return 1 << 40
+        return 0 if self._generation.member.disk.is_full else 1 << 40
 
     def run_aside(self, name: str, work: Callable[[], None]) -> Job:
         scheduler = self._generation.scheduler
@@ -251,7 +254,7 @@ class Generation:
         self.incarnation = self.scheduler.random.getrandbits(48)
         sink = self.world.log_sink(member.id)
         self.logger = Logger((sink,), Level.INFO, LogFormat.CONSOLE, lambda: round(self.scheduler.now_s * 1e9))
-        self._links = GenerationLinks(self.scheduler)
+        self._links = GenerationLinks(self.scheduler, self.world.settings.window_bytes)
         self.raft = self._worker("raft")
         self.apply = self._worker("apply")
         self.watch = self._worker("watch")
@@ -408,7 +411,7 @@ class Generation:
             links=links,
             log=log,
             received=snapshots,
-            disk=LogThreads(log, member.disk, worker, self.scheduler),
+            disk=LogThreads(log, member.disk, worker, self.scheduler, partial(self.world.note, member.id)),
             transport=endpoint,
             now=worker.now,
             random=self.scheduler.random,

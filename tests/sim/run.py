@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from tests.linearizability.check import check
-from tests.sim.administrator import Administrator
+from tests.sim.administrator import Administrator, Caretaker
 from tests.sim.clients import Client, KvClient, LeaseClient, WatchClient
 from tests.sim.cluster import Broken, Cluster
 from tests.sim.limits import small_limits
@@ -51,6 +51,7 @@ def settings_of(random: Random) -> Settings:
         segment_bytes=random.choice((8 << 10, 64 << 10)),
         pre_vote=random.random() < 0.7,
         strict_reconfig_check=random.random() < 0.5,
+        window_bytes=random.choice((1_000, 20_000, 32 << 20)),
     )
 
 
@@ -98,6 +99,7 @@ def _people(cluster: Cluster, shape: Random, theme: Theme) -> tuple[list[Client]
     clients += [LeaseClient(cluster, 100 + number) for number in range(0 if few else shape.choice((0, 1, 2)))]
     if not few and shape.random() < 0.4:
         clients.append(Administrator(cluster, 300))
+    clients.append(Caretaker(cluster, 400))
     return clients, [WatchClient(cluster, 200 + number) for number in range(shape.choice((1, 3)))]
 
 
@@ -110,7 +112,7 @@ def _play(cluster: Cluster, shape: Random, theme: Theme, clients: list[Client], 
         cluster.note(0, "clients begin")
         cluster.busy = True
         for client in clients:
-            if not isinstance(client, Administrator):
+            if not isinstance(client, Administrator | Caretaker):
                 client.think_s = 0.2 if theme is Theme.ELECTIONS else shape.choice((0.01, 0.05, 0.2))
             client.begin()
         trouble = Trouble(cluster, shape, theme)
@@ -131,6 +133,10 @@ def _settle(cluster: Cluster, watchers: list[WatchClient]) -> None:
     quiet = Quiet(cluster)
     if not scheduler.run_until(until_s, quiet):
         raise Broken(f"the cluster did not settle: {quiet.why()}")
+    if not scheduler.run_until(until_s, lambda: cluster.leases() == 0):
+        raise Broken(f"{cluster.leases()} leases that nobody keeps alive do not end")
+    if not scheduler.run_until(until_s, Quiet(cluster)):
+        raise Broken("the cluster did not settle after the end of the last lease")
     cluster.compare()
     last = cluster.history.revisions[-1].number if cluster.history.revisions else 1
 

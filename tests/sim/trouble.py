@@ -41,6 +41,8 @@ class Trouble:
             self._heal,
             self._lose,
             self._slow_disk,
+            self._full_disk,
+            self._failing_disk,
             self._stop_process,
             self._stop_machine,
             self._slow_network,
@@ -66,6 +68,8 @@ class Trouble:
         for member in cluster.members.values():
             member.disk.sync_s = 0.002
             member.disk.crash_after = None
+            member.disk.fails_sync = False
+            member.disk.make_room()
         cluster.start_all()
 
     def _next(self) -> None:
@@ -145,6 +149,19 @@ class Trouble:
         if member is not None:
             member.disk.sync_s = self._random.choice((0.001, 0.02, 0.3))
             self._note(f"syncs of {member.id:x} take {member.disk.sync_s} s")
+
+    def _full_disk(self) -> None:
+        member = self._anybody()
+        if member is not None:
+            self._note(f"the disk of {member.id:x} is full")
+            member.disk.fill()
+            self._scheduler.after(self._random.uniform(0.5, 5.0), member.disk.make_room)
+
+    def _failing_disk(self) -> None:
+        """A sync fails: what was written since the one before may be lost, or not."""
+        member = self._anybody()
+        if member is not None:
+            member.disk.fails_sync = True
 
     # the network
 
