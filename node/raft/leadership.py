@@ -61,7 +61,7 @@ class Leadership:
 
     def tick(self, node: RawNode) -> None:
         """Asks again: what was asked before may be lost."""
-        if node.lead != NOBODY and (self._catch_up_to is None or (node.leads and not node.is_singleton())):
+        if node.lead != NOBODY and (self._catch_up_to is None or (node.leads and not node.is_alone())):
             self.ask(node)
 
     def ask(self, node: RawNode) -> None:
@@ -86,7 +86,7 @@ class Leadership:
         asked_at, term = asked
         if self._catch_up_to is None:
             self._catch_up_to = index
-        if node.leads and term == node.term and node.lead_transferee == NOBODY and not node.is_singleton():
+        if node.leads and term == node.term and node.lead_transferee == NOBODY and not node.is_alone():
             until = asked_at + self._lease_s
             self._links.send_control(Process.APPLY, Kind.LEADING, LEADING.pack(term, until))
 
@@ -96,7 +96,7 @@ class Leadership:
         before = self._told
         if before is None and lead == NOBODY:
             return False
-        solo = node.leads and handed >= self._grant_from and node.is_singleton() and node.committed_in_term
+        solo = node.leads and handed >= self._grant_from and node.is_alone() and node.committed_in_term
         if solo and not self.granted and self._catch_up_to is not None:
             # another voter, gone now, may have answered for entries that apply was given and has not executed
             self._catch_up_to = max(self._catch_up_to, handed)

@@ -1,6 +1,7 @@
 """Raft's drivers of three members, message by message: what leaves, what waits, and what apply is told."""
 
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -404,6 +405,32 @@ def test_a_change_that_every_member_refuses_gives_the_grant_again(tmp_path: Path
     alone.tell(Kind.GRANT_RETURNED, b"")
     _, _, catch_up_to, solo = alone.leadership()[-1]
     assert solo and catch_up_to == alone.entries()[-1][0], "what others may have answered for is executed first"
+    alone.stop()
+    child.lifeline.close()
+
+
+def test_a_sole_voter_has_no_grant_while_somebody_learns_from_it(tmp_path: Path) -> None:
+    """A learner may have executed, and shown, what the voter's own apply has not."""
+    child = child_context(tmp_path, Role.RAFT, "--strict-reconfig-check=false")
+    alone = RaftUnderTest(child, SimulatedDisk(), member=A, members=(A,)).start()
+    learner = MemberChange(ID=D, peerURLs=[url(D)], isLearner=True).SerializeToString()
+
+    def change(sequence: int, op: Op) -> None:
+        batch = pack_batch(FRONT, A, INCARNATION, sequence, [pack_record(op, learner)])
+        alone.propose(unpack(pack(FRONT, Kind.CHANGES, 0, batch)))
+
+    change(1, Op.MEMBER_ADD)
+    alone.tell(Kind.GRANT_RETURNED, b"")
+    assert alone.entries()[-1][2] == EntryType.CONF_CHANGE
+    assert not alone.leadership()[-1][3]
+    alone.links.take(Process.APPLY, Kind.LEADING)
+    alone.driver.tick()
+    assert alone.leadership() == []
+    (leading,) = alone.links.take(Process.APPLY, Kind.LEADING)
+    assert LEADING.unpack_from(leading, HEADER_BYTES)[1] < inf, "its leadership is confirmed again and again"
+    change(2, Op.MEMBER_REMOVE)
+    assert alone.entries()[-1][2] == EntryType.CONF_CHANGE
+    assert alone.leadership()[-1][3]
     alone.stop()
     child.lifeline.close()
 

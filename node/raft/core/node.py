@@ -144,8 +144,7 @@ class RawNode:
         raft = self._raft
         log = raft.raft_log
         last = log.last_index()
-        alone = raft.role is Role.LEADER and len(raft.tracker.progress) == 1 and raft.tracker.is_singleton(raft.id)
-        if not alone or log.applied != last or self.has_ready():
+        if raft.role is not Role.LEADER or not self.is_alone() or log.applied != last or self.has_ready():
             return None
         return [(raft.term, last + 1 + place, EntryType.NORMAL, each) for place, each in enumerate(data)]
 
@@ -292,6 +291,10 @@ class RawNode:
     def is_singleton(self) -> bool:
         """Whether this member is the only voter."""
         return self._raft.tracker.is_singleton(self._raft.id)
+
+    def is_alone(self) -> bool:
+        """Whether it is the only voter, and nobody learns from it."""
+        return len(self._raft.tracker.progress) == 1 and self.is_singleton()
 
     @property
     def progress(self) -> Mapping[int, Progress]:
