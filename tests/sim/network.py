@@ -126,8 +126,9 @@ class Endpoint:
         self._to_clock = to_clock
         self._remotes = remotes
         self._snapshots = snapshots
-        self._known: Collection[int] = ()
-        self.removed: Collection[int] = ()
+        self._known: frozenset[int] = frozenset()
+        self.removed: frozenset[int] = frozenset()
+        self._guests: set[int] = set()  # they have connected, and said where they are
         self._last_s: dict[tuple[int, str], float] = {}
 
     # Transport
@@ -136,6 +137,7 @@ class Endpoint:
         """See Transport."""
         self._known = frozenset(urls)
         self.removed = frozenset(removed)
+        self._guests -= self._known | self.removed
         self._network.expel()
 
     def send(self, messages: Sequence[Message]) -> None:
@@ -175,7 +177,7 @@ class Endpoint:
 
     def connected_since(self, member: int) -> float | None:
         """See Transport."""
-        if member not in self._known and member not in self._remotes:
+        if not self._can_reach(member):
             return None
         since = self._network.connected_since(self.member, member)
         return None if since is None else self._to_clock(since)
@@ -190,7 +192,7 @@ class Endpoint:
         network = self._network
         there = network.endpoints.get(to)
         random = self._scheduler.random
-        if to not in self._known and to not in self._remotes:
+        if not self._can_reach(to):
             there = None
         connected = there is not None and network.connected_since(self.member, to) is not None
         if there is None or not connected or network.is_cut(self.member, to) or random.random() < network.loss:
@@ -208,6 +210,10 @@ class Endpoint:
 
         scheduler.at(at_s, arrive)
 
+    def _can_reach(self, member: int) -> bool:
+        """Whether its URLs are known here."""
+        return member in self._known or member in self._remotes or member in self._guests
+
     def _tell(self, say: Callable[[TransportHandlers], None]) -> None:
         handlers = self.handlers
         assert handlers is not None
@@ -216,6 +222,8 @@ class Endpoint:
     def _refuses(self, sender: int) -> bool:
         """A removed member is told so, and nothing of it is taken."""
         if sender not in self.removed:
+            if sender not in self._known:
+                self._guests.add(sender)
             return False
         self._network.expel()
         return True
