@@ -116,6 +116,18 @@ def are_replies(data: bytes, at: int) -> bool:
     return at == len(data)
 
 
+def are_batches(data: bytes) -> bool:
+    """Whether `data` is one batch after the other, as far as their headers show."""
+    at = 0
+    end = len(data)
+    while at + BATCH.size <= end:
+        length, version = BATCH.unpack_from(data, at)[:2]
+        if version != FORMAT_VERSION or length < BATCH.size:
+            return False
+        at += length
+    return at == end > 0
+
+
 def batches(data: bytes, at: int = 0, end: int | None = None) -> Iterator[Batch]:
     """The batches of one log entry, in order: `data[at:end]`.
 

@@ -7,7 +7,7 @@ alike on every member.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -17,11 +17,15 @@ from kvorum.errors import Status
 from kvorum.pb.internal_pb2 import MemberChange
 from kvorum.pb.rpc_pb2 import Member, MoveLeaderResponse
 from node.membership import Membership
-from node.raft.core.change import ChangeType, ConfChange
-from node.requests import BATCH, FORMAT_VERSION, RECORD, REPLY, Op, batches
+from node.raft.core.change import ChangeType, ConfChange, decode_change
+from node.raft.core.messages import Entry, EntryType
+from node.requests import BATCH, FORMAT_VERSION, RECORD, REPLY, Op, are_batches, batches
 
 HEALTHY_S: Final = 5.0
 """A member counts as connected when it has been so for more than this."""
+
+
+CHANGES: Final = frozenset({Op.MEMBER_ADD, Op.MEMBER_REMOVE, Op.MEMBER_UPDATE, Op.MEMBER_PROMOTE})
 
 
 class Asked(NamedTuple):
@@ -48,6 +52,12 @@ def asked(payload: bytes, at: int = 0) -> Iterator[Asked]:
 
 def passed_on(payload: bytes) -> Asked | None:
     """What another member passes on for the leader to decide: one promotion. None: the payload is no such thing."""
+    ask = _sole(payload)
+    return ask if ask is not None and ask.op == Op.MEMBER_PROMOTE else None
+
+
+def _sole(payload: bytes) -> Asked | None:
+    """One batch of one change; None: the payload, which another member has sent, is no such thing."""
     body_at = BATCH.size + RECORD.size
     if len(payload) < body_at:
         return None
@@ -59,7 +69,25 @@ def passed_on(payload: bytes) -> Asked | None:
         MemberChange.FromString(payload[body_at:])
     except DecodeError:
         return None
-    return next(asked(payload)) if op == Op.MEMBER_PROMOTE else None
+    return next(asked(payload)) if op in CHANGES else None
+
+
+def is_proposal(entries: Sequence[Entry]) -> bool:
+    """Whether what another member proposes can be logged: batches of requests, or one change of members.
+
+    What the requests say is not looked at: members trust each other so far, and TLS makes sure who they are.
+    """
+    types = {entry[2] for entry in entries}
+    if types == {EntryType.NORMAL}:
+        return all(are_batches(entry[3]) for entry in entries)
+    if types != {EntryType.CONF_CHANGE} or len(entries) != 1:
+        return False
+    try:
+        change = decode_change(entries[0][3])
+    except ValueError:
+        return False
+    ask = _sole(change.context)
+    return ask is not None and conf_change(ask.op, MemberChange.FromString(ask.body), ask.batch) == change
 
 
 def conf_change(op: int, change: MemberChange, batch: bytes) -> ConfChange:

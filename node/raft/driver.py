@@ -7,7 +7,6 @@ the ends of disk writes. Each input ends in `_work`, which does what the consens
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from random import Random
 from typing import Any, Final, Protocol
 
@@ -17,10 +16,7 @@ from kvorum.pb.internal_pb2 import MembershipState
 from node.config import Config
 from node.frames import (
     APPLIED,
-    CHECKPOINT_ASK,
-    ENTRY_HEADER,
     FLUSHED,
-    FORWARD,
     HEADER_BYTES,
     PROGRESS,
     READ_ASK,
@@ -33,7 +29,6 @@ from node.link import Streams
 from node.log import Level, Logger
 from node.membership import Membership
 from node.raft import changes
-from node.raft.changes import Asked
 from node.raft.core import (
     APPEND_THREAD,
     APPLY_THREAD,
@@ -49,21 +44,19 @@ from node.raft.core import (
     Snapshot,
 )
 from node.raft.core import Config as CoreConfig
+from node.raft.delivery import Delivery
+from node.raft.forwards import Forwards
 from node.raft.leadership import Leadership
 from node.raft.proposals import Held, Proposals, entries_of
 from node.raft.read_context import ReadContext
 from node.raft.reconfiguration import Reconfiguration
-from node.raft.snapshots.outgoing import Outgoing
+from node.raft.retention import Retention
 from node.raft.start import check_applied, force_new_cluster, starting_state
-from node.raft.storage import LogStorage
 from node.raft.transport import Transport
 from node.raft.wal.errors import LogFull
 from node.raft.wal.log import WriteAheadLog
 from node.raft.writer import Disk, LogWriter
-from node.requests import REPLY, are_replies, batches
-
-SEND_BYTES: Final = 1 << 20
-"""A frame of entries read back for apply (after a start, or when it had no credit) holds about this much."""
+from node.requests import batches
 
 MAX_BACKLOG_BYTES: Final = 64 << 20
 """Committed entries that apply has no credit for; beyond it, what is proposed is refused. They wait in the log's files,
@@ -89,11 +82,6 @@ LEVELS: Final = {
     LogLevel.ERROR: Level.ERROR,
     LogLevel.FATAL: Level.FATAL,
 }
-
-FORWARDED_READS: Final = b"r"
-FORWARDED_REPLIES: Final = b"a"
-FORWARDED_CHANGE: Final = b"c"
-"""First byte of what members send each other beside the core's messages."""
 
 
 class ReceivedSnapshots(Protocol):
@@ -153,8 +141,6 @@ class Driver:
         self._restart = restart
         self._fronts = [Process.FRONT + i for i in range(config.front_workers)]
         self._request_timeout_s = 5 + 2 * config.election_timeout_s
-        self._outgoing = Outgoing()
-        self._storage = LogStorage(log, self._offer_snapshot)
         self._writer = LogWriter(log, disk, self._deliver, self._snapshot_recorded, logger)
         self._proposals = Proposals()
         self._context = ReadContext(member_id, incarnation)
@@ -167,18 +153,27 @@ class Driver:
             self._leadership,
             now,
             logger,
-            answer=self._answer_change,
-            pass_on=lambda leader, ask: transport.forward(leader, FORWARDED_CHANGE + ask.batch),
+            answer=lambda ask, reply: self._forwards.answer(ask, reply),
+            pass_on=lambda leader, ask: self._forwards.pass_on(leader, ask),
+        )
+        self._forwards = Forwards(member_id, incarnation, self._fronts, links, transport, logger, ask=self._members.ask)
+        self._delivery = Delivery(links, log, now)
+        self._retention = Retention(
+            config=config,
+            links=links,
+            log=log,
+            writer=self._writer,
+            disk=disk,
+            transport=transport,
+            members=self._members,
+            now=now,
+            logger=logger,
+            remove=received.remove,
         )
         self._node: RawNode | None = None  # until apply said where it stands
         self._working = False
         self._over = False  # `finish` or `restart` was called
         self._installing = 0  # the index of the snapshot that the core wants in place of everything
-        self._handed = 0  # the last entry that the core gave out to be applied
-        self._sent = 0  # the last one that apply was sent
-        self._backlog_bytes = 0  # of those given out and not sent
-        self._executed = 0  # the last one that apply executed
-        self._executed_at = 0.0
         self._advances = config.initial_election_tick_advance
         self._late_heartbeats = 0
 
@@ -207,16 +202,15 @@ class Driver:
                     (number,) = READ_ASK.unpack_from(frame.data, HEADER_BYTES)
                     self._node.read_index(self._context.pack(number))
             elif kind == Kind.PROGRESS:
-                (self._executed,) = PROGRESS.unpack_from(frame.data, HEADER_BYTES)
-                self._executed_at = self._now()
+                self._delivery.on_progress(*PROGRESS.unpack_from(frame.data, HEADER_BYTES))
             elif kind == Kind.FLUSHED:
-                self._release(*FLUSHED.unpack_from(frame.data, HEADER_BYTES))
+                self._retention.on_flushed(*FLUSHED.unpack_from(frame.data, HEADER_BYTES))
             elif kind == Kind.MEMBERS:
                 self.membership.learn(MembershipState.FromString(frame.data[HEADER_BYTES:]))
             elif kind == Kind.GRANT_RETURNED:
                 self._leadership.grant_returned()
             elif kind == Kind.CHECKPOINT:
-                self._on_checkpoint(frame.data[HEADER_BYTES:])
+                self._retention.on_checkpoint(frame.data[HEADER_BYTES:])
             elif kind == Kind.APPLIED:
                 state = MembershipState.FromString(frame.data[HEADER_BYTES + APPLIED.size :])
                 index, term = APPLIED.unpack_from(frame.data, HEADER_BYTES)
@@ -225,7 +219,7 @@ class Driver:
                 assert kind == Kind.STATE_ASK, f"raft got a control frame of kind {kind}"
                 self._links.send_control(frame.sender, Kind.STATE, answer(frame, self.state()))
         if self._node is not None:
-            self._send_entries(None)  # there may be credit again
+            self._delivery.send()  # there may be credit again
             self._work()
 
     def on_data(self, frames: Sequence[Frame]) -> None:
@@ -239,12 +233,14 @@ class Driver:
             if kind == Kind.PROPOSALS:
                 fresh.append(Held(now + self._request_timeout_s, frame.sender, frame.data[HEADER_BYTES:]))
             elif kind == Kind.CHANGES:
-                self._change(frame.data)
+                if self._node is not None:  # else nobody can have asked
+                    for ask in changes.asked(frame.data, HEADER_BYTES):
+                        self._members.ask(self._node, ask)
             elif kind == Kind.FORWARDS:
-                self._forward_reads(frame.data[HEADER_BYTES:])
+                self._forwards.reads(self._node, frame.data[HEADER_BYTES:])
             else:
                 assert kind == Kind.FORWARD_REPLIES, f"raft got a frame of kind {kind}"
-                self._forward_replies(frame.data[HEADER_BYTES:])
+                self._forwards.replies(frame.data[HEADER_BYTES:])
         if fresh:
             self._propose(fresh)
         self._work()
@@ -257,12 +253,14 @@ class Driver:
         proposed: list[Held] = []
         for message in messages:
             assert message.sender == sender or message.type in (MessageType.PROP, MessageType.READ_INDEX)
-            if message.type is MessageType.PROP and all(entry[2] == EntryType.NORMAL for entry in message.entries):
-                until = self._now() + self._request_timeout_s
-                proposed += [Held(until, 0, entry[3]) for entry in message.entries]
-                continue
             if message.type is MessageType.PROP:
-                self._members.propose(node, message)
+                if not changes.is_proposal(message.entries):  # in the log it would end every member, again and again
+                    self._logger.warn("dropped a proposal that is none", sender=f"{sender:x}")
+                elif message.entries[0][2] == EntryType.NORMAL:
+                    until = self._now() + self._request_timeout_s
+                    proposed += [Held(until, 0, entry[3]) for entry in message.entries]
+                else:
+                    self._members.propose(node, message)
                 continue
             if message.type is MessageType.SNAP:
                 continue  # these come only with their checkpoint (`on_snapshot_received`)
@@ -279,18 +277,8 @@ class Driver:
         node = self._node
         if node is None or self._over:
             return
-        kind, body = payload[:1], payload[1:]
-        if kind == FORWARDED_READS:
-            if node.leads:
-                self._links.send(Process.APPLY, Kind.FORWARDS, body)
-        elif kind == FORWARDED_REPLIES and len(body) > FORWARD.size and are_replies(body, FORWARD.size):
-            self._deliver_replies(body)
-        elif kind == FORWARDED_CHANGE and (ask := changes.passed_on(body)) is not None:
-            if node.leads:
-                self._members.ask(node, ask)
-                self._work()
-        else:
-            self._logger.warn("dropped what a member sent", sender=f"{sender:x}", kind=kind.hex())
+        self._forwards.on_forward(node, sender, payload)
+        self._work()
 
     def on_unreachable(self, member: int) -> None:
         """What was sent last to `member` may be lost."""
@@ -299,7 +287,7 @@ class Driver:
 
     def on_snapshot_sent(self, member: int, ok: bool) -> None:
         """What became of a snapshot for `member`."""
-        self._outgoing.end(member, self._now())
+        self._retention.on_sent(member)
         if self._node is not None and not self._over:
             self._node.report_snapshot(member, failed=not ok)
             self._work()
@@ -333,9 +321,8 @@ class Driver:
             self._propose([])
         if node.leads:
             self._watch_apply(node)
-        self._reply_to(self._members.late_transfers(node))
-        for path in self._outgoing.expire(self._now()):
-            self._disk.run(partial(self._received.remove, path))
+        self._send_replies(self._members.late_transfers(node))
+        self._retention.tick()
         if self._members.is_over:
             self.on_removed()
         self._work()
@@ -372,10 +359,9 @@ class Driver:
             pre_vote=config.pre_vote,
         )
         hard_state = starting_state(self._log, index)
-        node = RawNode(core, self._storage, hard_state, conf_state, self._random, self._say)
+        node = RawNode(core, self._retention.storage, hard_state, conf_state, self._random, self._say)
         self._node = node
-        self._handed = self._sent = self._executed = index
-        self._executed_at = self._now()
+        self._delivery.start(index)
         self._writer.waits_inline = node.is_singleton()
         self._work()
         if node.is_singleton():
@@ -395,13 +381,11 @@ class Driver:
                 if self._leadership.must_ask(node):
                     self._leadership.ask(node)
                 self._members.propose_next(node)
-            if self._leadership.announce(node, self._handed):
-                self._executed_at = self._now()
+            if self._leadership.announce(node, self._delivery.handed):
+                self._delivery.be_patient()
                 self._proposals.forget(Process.APPLY)
-                self._reply_to(self._members.on_leader(node))
-            number = self._outgoing.ask()
-            if number is not None:
-                self._links.send_control(Process.APPLY, Kind.CHECKPOINT_ASK, CHECKPOINT_ASK.pack(number))
+                self._send_replies(self._members.on_leader(node))
+            self._retention.ask_apply()
         finally:
             self._working = False
         if self._proposals and not self._writer.syncing and node.lead != NOBODY and node.lead_transferee == NOBODY:
@@ -420,7 +404,7 @@ class Driver:
             elif to == APPLY_THREAD:
                 applied = message
             elif message.type is MessageType.SNAP:
-                self._send_snapshot(message)
+                self._retention.send(message)
             else:
                 outgoing.append(message)
         if outgoing:  # first: the followers' disks work beside this one's
@@ -433,6 +417,7 @@ class Driver:
         if append is not None:
             if append.snapshot is not None:
                 self._installing = append.snapshot.index
+                self._delivery.stop()
             self._writer.write(append)
         if applied is not None:
             for response in applied.responses:
@@ -476,7 +461,7 @@ class Driver:
         if self._writer.syncing if node.leads else self._transport.connected_since(node.lead) is None:
             self._hold(fresh)
             return
-        if node.leads and self._backlog_bytes > MAX_BACKLOG_BYTES:
+        if node.leads and self._delivery.backlog_bytes > MAX_BACKLOG_BYTES:
             self._refuse(fresh, errors.REQUEST_TOO_MANY_REQUESTS)
             return
         if held:
@@ -505,8 +490,7 @@ class Driver:
             self._refuse(proposed, errors.NO_SPACE)
             return
         node.kept_alone(entries)
-        self._handed = entries[-1][1]
-        self._send_entries(entries)
+        self._delivery.hand_out(entries)
 
     def _hold(self, batches_: Sequence[Held]) -> None:
         for batch in batches_:
@@ -521,20 +505,11 @@ class Driver:
         for held in refused:
             if held.sender:
                 for batch in batches(held.data):
-                    self._reply(held.sender, batch.first_sequence, batch.size, status)
+                    self._forwards.refuse(held.sender, batch.first_sequence, batch.size, status)
 
-    def _reply(self, front: int, first_sequence: int, count: int, status: Status) -> None:
-        code, text = status
-        body = text.encode()
-        replies = [REPLY.pack(first_sequence + i, len(body), code) + body for i in range(count)]
-        self._send_replies(front, b"".join(replies))
-
-    def _send_replies(self, front: int, replies: bytes) -> None:
-        """Nothing bounds what other members answer a front; what it does not take is lost, and it ends the request."""
-        if self._links.outlet(front, Kind.REPLIES).open():
-            self._links.send(front, Kind.REPLIES, replies)
-        else:
-            self._logger.warn("dropped replies that a process does not take", to=front, size_bytes=len(replies))
+    def _send_replies(self, replies: Sequence[tuple[int, bytes]]) -> None:
+        for process, reply in replies:
+            self._forwards.send(process, reply)
 
     # what is committed
 
@@ -543,41 +518,17 @@ class Driver:
             if entry[2] != EntryType.NORMAL:
                 self._members.execute(node, entry)
                 self._writer.waits_inline = node.is_singleton()
-        self._handed = entries[-1][1]
-        self._send_entries(entries)
-
-    def _send_entries(self, fresh: list[Entry] | None) -> None:
-        """Sends apply what is committed, as far as it has credit; the rest stays in the log until it has."""
-        if self._installing:
-            return  # the log may hold them no more, and the next generation begins behind them
-        links = self._links
-        outlet = links.outlet(Process.APPLY, Kind.ENTRIES)
-        pack = ENTRY_HEADER.pack
-        while self._sent < self._handed and outlet.open():
-            if fresh and fresh[0][1] == self._sent + 1:
-                entries, fresh = fresh, None
-            else:
-                entries = self._log.read(self._sent + 1, self._handed + 1, SEND_BYTES)
-            parts: list[bytes] = []
-            for term, index, type_, data in entries:
-                parts.append(pack(index, term, type_, len(data)))
-                parts.append(data)
-            self._sent = entries[-1][1]
-            links.send(Process.APPLY, Kind.ENTRIES, b"".join(parts))
-        if fresh and self._sent < self._handed:
-            self._backlog_bytes += sum([len(entry[3]) for entry in fresh])
-        elif self._sent == self._handed:
-            self._backlog_bytes = 0
+        self._delivery.hand_out(entries)
 
     def _watch_apply(self, node: RawNode) -> None:
         """A leader whose apply stands still (a full disk, say) is of no use to anybody: another may do better."""
-        now = self._now()
-        if self._executed >= self._handed or now - self._executed_at < self._config.election_timeout_s:
+        delivery = self._delivery
+        if not delivery.stands_still(self._config.election_timeout_s):
             return
         to = self._members.successor(node)
         if to is not None and node.lead_transferee == NOBODY:
-            self._executed_at = now
-            self._logger.warn("apply makes no progress; handing leadership on", to=f"{to:x}", applied=self._executed)
+            delivery.be_patient()
+            self._logger.warn("apply makes no progress; handing leadership on", to=f"{to:x}", applied=delivery.executed)
             node.transfer_leader(to)
 
     def _advance(self, node: RawNode) -> None:
@@ -588,48 +539,6 @@ class Driver:
             ticks = max(2, round(self._config.election_timeout_s / self._config.heartbeat_interval_s))
             for _ in range(ticks - 2):
                 node.tick()
-
-    # members
-
-    # what only the leader, or its apply, can do
-
-    def _change(self, frame: bytes) -> None:
-        """Changes of the members or of the leader; before apply is there nobody can ask for one."""
-        node = self._node
-        if node is not None:
-            for ask in changes.asked(frame, HEADER_BYTES):
-                self._members.ask(node, ask)
-
-    def _answer_change(self, ask: Asked, reply: bytes) -> None:
-        """Answers a change where it was asked for."""
-        batch = next(iter(batches(ask.batch)))
-        self._forward_replies(FORWARD.pack(batch.member, batch.incarnation, ask.origin) + reply)
-
-    def _reply_to(self, replies: Sequence[tuple[int, bytes]]) -> None:
-        for front, reply in replies:
-            self._send_replies(front, reply)
-
-    def _forward_reads(self, payload: bytes) -> None:
-        """Of this member's fronts. Without a leader they are dropped: a front repeats them when it hears of one."""
-        node = self._node
-        if node is None or node.lead == NOBODY:
-            return
-        if node.leads:
-            self._links.send(Process.APPLY, Kind.FORWARDS, payload)
-        else:
-            self._transport.forward(node.lead, FORWARDED_READS + payload)
-
-    def _forward_replies(self, payload: bytes) -> None:
-        member, _, _ = FORWARD.unpack_from(payload)
-        if member == self._id:
-            self._deliver_replies(payload)
-        else:
-            self._transport.forward(member, FORWARDED_REPLIES + payload)
-
-    def _deliver_replies(self, payload: bytes) -> None:
-        member, incarnation, front = FORWARD.unpack_from(payload)
-        if (member, incarnation) == (self._id, self._incarnation) and front in self._fronts:
-            self._send_replies(front, payload[FORWARD.size :])
 
     # the end
 
@@ -667,49 +576,6 @@ class Driver:
         """Whether this member still leads, and another one is about to."""
         node = self._node
         return node is not None and node.leads and node.lead_transferee != NOBODY
-
-    # snapshots and the log's end
-
-    def _release(self, flushed: int) -> None:
-        """The store is on disk up to `flushed`: what the log needs no more may go."""
-        log = self._log
-        state = self._members.state_at(flushed)
-        if flushed - log.snapshot.index < self._config.snapshot_count:
-            return
-        term = log.term_of(flushed)
-        assert term is not None, "the store flushed an index that the log does not know"
-        self._logger.info("triggering snapshot", local_member_snapshot_index=log.snapshot.index, applied_index=flushed)
-        try:
-            self._writer.write_snapshot(flushed, term, state)
-        except LogFull as error:
-            self._logger.warn("cannot compact Raft logs: there is no room for the log", error=str(error))
-            return
-        self._logger.info("saved snapshot to disk", snapshot_index=flushed)
-        compact = flushed - self._config.snapshot_catchup_entries
-        if (floor := self._outgoing.floor) is not None:
-            compact = min(compact, floor)  # whoever starts from that checkpoint goes on with the log
-        if compact > 0:
-            self._storage.compact(compact)
-            released = log.release(compact, self._config.max_wals)
-            self._logger.info("compacted Raft logs", compact_index=compact, files=released)
-            if released:
-                self._disk.run(log.remove_released)
-
-    def _offer_snapshot(self, least_index: int) -> Snapshot | None:
-        """For a member that lags behind the log. It refuses one whose configuration does not name it."""
-        return self._outgoing.snapshot(self._now(), max(least_index, self._members.last_change))
-
-    def _on_checkpoint(self, payload: bytes) -> None:
-        snapshot = self._outgoing.on_checkpoint(payload, self._now())
-        if snapshot is None:
-            self._logger.warn("failed to make a snapshot for a member that lags behind", error=self._outgoing.failure)
-
-    def _send_snapshot(self, message: Message) -> None:
-        assert message.snapshot is not None
-        path = self._outgoing.begin(message.snapshot, message.to)
-        index = message.snapshot.index
-        self._logger.info("sending a snapshot", remote_peer_id=f"{message.to:x}", snapshot_index=index, path=path)
-        self._transport.send_snapshot(message, path)
 
     def _snapshot_recorded(self, snapshot: Snapshot) -> None:
         """The log begins behind the snapshot from now on, and so must everything else."""

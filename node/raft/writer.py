@@ -15,12 +15,15 @@ from typing import Final, Protocol
 from node import stats
 from node.log import Logger
 from node.raft.core.change import encode_conf_state
-from node.raft.core.messages import ConfState, Entry, HardState, Message, Snapshot
+from node.raft.core.messages import ConfState, Entry, HardState, Message, MessageType, Snapshot
 from node.raft.wal.errors import LogFull
 from node.raft.wal.log import WriteAheadLog
 from node.raft.wal.record import Snapshot as SnapshotRecord
 
 SLOW_SYNC_S: Final = 1.0
+
+MAX_RESPONSES: Final = 100
+"""What waits to be said beside work that finds no room."""
 
 RETRY_S: Final = 0.5
 """What found no room in the log is tried again after this."""
@@ -99,7 +102,15 @@ class LogWriter:
 
     def write(self, work: Message) -> None:
         """One STORAGE_APPEND."""
-        if self._work or not self._append(work):
+        if self._work:
+            promised = next((each for each in reversed(self._work) if each.term), None)
+            vote = self._log.hard_state[:2] if promised is None else (promised.term, promised.vote)
+            if work.entries or work.snapshot is not None or (work.term and (work.term, work.vote) != vote):
+                self._work.append(work)
+            else:  # only something to say, each time a heartbeat is answered: it waits with what is last
+                last = self._work[-1]
+                last.responses = _latest([*last.responses, *work.responses])
+        elif not self._append(work):
             self._work.append(work)
 
     def write_alone(self, entries: Sequence[Entry]) -> None:
@@ -232,3 +243,9 @@ class LogWriter:
             self._installed(snapshot)
         if responses:
             self._deliver(responses)
+
+
+def _latest(responses: list[Message]) -> list[Message]:
+    """What waits to be said, without answers to other members that are long overtaken."""
+    old, new = responses[:-MAX_RESPONSES], responses[-MAX_RESPONSES:]
+    return [response for response in old if response.type is MessageType.STORAGE_APPEND_RESP] + new

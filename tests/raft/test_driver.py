@@ -88,7 +88,7 @@ def test_without_credit_entries_stay_in_the_log_and_are_read_back(
     child: ChildContext, disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the segments' files too: far more than the cache holds, over several segments. In order, each once."""
-    monkeypatch.setattr(driver, "SEND_BYTES", 8 * KIB)
+    monkeypatch.setattr("node.raft.delivery.SEND_BYTES", 8 * KIB)
     raft = RaftUnderTest(child, disk, credit_bytes=1).start()
     assert len(raft.entries()) == 1, "one frame passes with any credit"
     for number in range(40):
@@ -109,7 +109,7 @@ def test_without_credit_entries_stay_in_the_log_and_are_read_back(
 def test_a_frame_of_entries_read_back_is_bounded(
     child: ChildContext, disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "SEND_BYTES", 8 * KIB)
+    monkeypatch.setattr("node.raft.delivery.SEND_BYTES", 8 * KIB)
     raft = RaftUnderTest(child, disk, credit_bytes=1).start()
     raft.entries()
     for number in range(20):

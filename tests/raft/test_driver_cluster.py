@@ -24,11 +24,11 @@ from node.frames import (
     unpack,
 )
 from node.membership import Membership
-from node.raft.core import ChangeType, ConfChange, EntryType, Message, MessageType, Snapshot, encode_change
+from node.raft.core import ChangeType, ConfChange, Entry, EntryType, Message, MessageType, Snapshot, encode_change
 from node.requests import REPLY, Op, pack_batch, pack_record
 from tests.apply.entries import INCARNATION, batch
 from tests.apply.shell import FRONT, Clock, child_context
-from tests.raft.driver_group import Network, RaftUnderTest, founded, founding, proposal, url
+from tests.raft.driver_group import KIB, Network, RaftUnderTest, founded, founding, proposal, url
 from tests.raft.simulated_disk import SimulatedDisk
 
 A, B, C, D = 0xA, 0xB, 0xC, 0xD
@@ -659,3 +659,44 @@ def test_promotions_are_counted_where_they_are_decided(group: Group) -> None:
         assert figures["etcd_server_learner_promote_successes"] == 0
         assert figures["etcd_server_learner_promote_failures"] == []
         assert figures["etcd_server_is_learner"] == 0
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        (0, 0, EntryType.NORMAL, b""),
+        (0, 0, EntryType.NORMAL, b"no batch at all, though it is long enough to hold the header of one"),
+        (0, 0, EntryType.NORMAL, PUT[:-1]),
+        (0, 0, EntryType.NORMAL, PUT + b"x"),
+        (0, 0, EntryType.FOUNDING, b""),
+        (0, 0, EntryType.CONF_CHANGE, b""),
+        (0, 0, EntryType.CONF_CHANGE, b"no change"),
+        (0, 0, EntryType.CONF_CHANGE, encode_change(ConfChange(((ChangeType.REMOVE, C),)))),
+        (0, 0, EntryType.CONF_CHANGE, encode_change(ConfChange(((ChangeType.REMOVE, C),), context=PUT))),
+        (0, 0, EntryType.CONF_CHANGE_V2, b""),
+    ],
+)
+def test_what_another_member_proposes_must_be_a_proposal(group: Group, entry: Entry) -> None:
+    """In the log it would end every member that executes it, at every start."""
+    leader = group.elect(A)
+    last = leader.wal.last_index
+    leader.driver.on_messages(B, [Message(MessageType.PROP, A, B, entries=[entry])])
+    group.settle()
+    assert leader.wal.last_index == last
+    assert leader.log.has("dropped a proposal that is none")
+
+
+def test_what_is_to_be_said_while_there_is_no_room_for_the_log_is_bounded(group: Group) -> None:
+    group.elect(A)
+    follower = group[B]
+    follower.disk.free_bytes = 0
+    for number in range(30):
+        group[A].propose(proposal(5 * KIB, first=1 + number))
+        group.settle()
+    assert follower.log.has("there is no room for the log")
+    group.tick(300)
+    writer = follower.driver._writer
+    assert sum(len(work.responses) for work in writer._work) < 300
+    follower.disk.free_bytes = 1 << 30
+    group.tick(20)
+    assert follower.wal.last_index == group[A].wal.last_index

@@ -73,7 +73,9 @@ def _propose(raft: Raft, message: Message) -> None:
             "dropping proposal"
         )
         raise ProposalDropped
+    pending = raft.pending_conf_index
     if not append(raft, membership.admit(raft, list(message.entries))):
+        raft.pending_conf_index = pending
         raise ProposalDropped
     replication.broadcast_append(raft)
 

@@ -20,7 +20,7 @@ KEEP_S: Final = 30.0
 entries behind it, and others may need one too."""
 
 RETRY_S: Final = 5.0
-"""After a checkpoint that could not be made the next is asked for."""
+"""So long after a checkpoint the next is asked for, whether that one could not be made or was too old for a member."""
 
 
 @dataclass(slots=True)
@@ -74,9 +74,9 @@ class Outgoing:
         self._is_asked = False
         end = CHECKPOINT.size + length
         text = payload[CHECKPOINT.size : end].decode()
+        self._not_before = now + RETRY_S
         if not index:
             self.failure = text
-            self._not_before = now + RETRY_S
             return None
         self.failure = ""
         membership = payload[end:]

@@ -63,6 +63,8 @@ def test_one_older_than_the_last_change_of_members_is_made_anew() -> None:
     assert old is not None
     outgoing.begin(old, 2)
     assert outgoing.snapshot(1.0, 26) is None
+    assert outgoing.ask() is None, "not as fast as the core asks"
+    assert outgoing.snapshot(6.0, 26) is None
     assert outgoing.ask() == 2
     outgoing.on_checkpoint(answer(2, 30), 2.0)
     new = outgoing.snapshot(2.0, 26)
@@ -103,7 +105,7 @@ def test_a_member_that_is_sent_another_does_not_hold_the_first() -> None:
     old = outgoing.snapshot(0.0, 0)
     assert old is not None
     outgoing.begin(old, 2)
-    outgoing.snapshot(0.0, 30)
+    outgoing.snapshot(6.0, 30)
     assert outgoing.ask() == 2
     outgoing.on_checkpoint(answer(2, 30), 0.0)
     new = outgoing.snapshot(0.0, 30)
