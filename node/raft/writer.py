@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from node import stats
 from node.log import Logger
 from node.raft.core.change import encode_conf_state
-from node.raft.core.messages import ConfState, Entry, HardState, Message, MessageType, Snapshot
+from node.raft.core.messages import ConfState, Entry, HardState, Message, Snapshot
 from node.raft.wal.errors import LogFull
 from node.raft.wal.log import WriteAheadLog
 from node.raft.wal.record import Snapshot as SnapshotRecord
@@ -246,6 +246,6 @@ class LogWriter:
 
 
 def _latest(responses: list[Message]) -> list[Message]:
-    """What waits to be said, without answers to other members that are long overtaken."""
+    """What waits to be said, without what is long overtaken: each answer says what those before it said, and more."""
     old, new = responses[:-MAX_RESPONSES], responses[-MAX_RESPONSES:]
-    return [response for response in old if response.type is MessageType.STORAGE_APPEND_RESP] + new
+    return [response for response in old if response.snapshot is not None] + new
