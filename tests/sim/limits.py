@@ -10,7 +10,7 @@ from typing import Any
 
 from node.apply import flusher, machine, reads
 from node.apply import process as apply_process
-from node.raft import driver, proposals
+from node.raft import delivery, driver, proposals
 from node.watch import catchup, registry
 from node.watch import process as watch_process
 
@@ -18,7 +18,7 @@ _CHOICES: tuple[tuple[Any, str, tuple[Any, ...]], ...] = (
     (flusher, "FLUSH_REQUESTS", (5, 40, 10_000)),
     (machine, "SLICE_BYTES", (150, 2_000, 24 << 10)),
     (reads, "SLICE_ROWS", (2, 1000)),
-    (driver, "SEND_BYTES", (500, 1 << 20)),
+    (delivery, "SEND_BYTES", (500, 1 << 20)),
     (driver, "MAX_MESSAGE_BYTES", (1_000, 1 << 20)),
     (driver, "MAX_INFLIGHT_MESSAGES", (2, 256)),
     (proposals, "ENTRY_BYTES", (300, 1 << 20)),
