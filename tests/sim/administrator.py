@@ -17,6 +17,8 @@ from kvorum.pb.rpc_pb2 import (
     MemberPromoteResponse,
     MemberRemoveRequest,
     MemberRemoveResponse,
+    MemberUpdateRequest,
+    MemberUpdateResponse,
     MoveLeaderRequest,
     MoveLeaderResponse,
 )
@@ -31,6 +33,7 @@ METHODS.update(
         MemberListRequest: ("/etcdserverpb.Cluster/MemberList", MemberListResponse),
         MemberPromoteRequest: ("/etcdserverpb.Cluster/MemberPromote", MemberPromoteResponse),
         MemberRemoveRequest: ("/etcdserverpb.Cluster/MemberRemove", MemberRemoveResponse),
+        MemberUpdateRequest: ("/etcdserverpb.Cluster/MemberUpdate", MemberUpdateResponse),
         AlarmRequest: ("/etcdserverpb.Maintenance/Alarm", AlarmResponse),
         MoveLeaderRequest: ("/etcdserverpb.Maintenance/MoveLeader", MoveLeaderResponse),
     }
@@ -77,6 +80,8 @@ class Administrator(Client):
             return MemberAddRequest(peerURLs=[url], isLearner=random.random() < 0.6)
         if draw < 0.9 and len(members) > 1:
             return MemberRemoveRequest(ID=random.choice(members).ID)
+        if draw < 0.93:
+            return MemberUpdateRequest(ID=random.choice(members).ID, peerURLs=[f"http://{self.value().decode()}:2380"])
         leader = self._cluster.leader()
         if leader is not None:
             self.member = leader

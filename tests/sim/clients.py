@@ -26,6 +26,7 @@ from kvorum.pb.rpc_pb2 import (
     PutResponse,
     RangeRequest,
     RangeResponse,
+    RangeStreamResponse,
     RequestOp,
     TxnRequest,
     TxnResponse,
@@ -36,7 +37,7 @@ from kvorum.pb.rpc_pb2 import (
 )
 from tests.linearizability.history import History, Operation, Received, Request, Session, Watch, is_refusal
 from tests.sim.clock import Scheduler
-from tests.sim.front import Stream
+from tests.sim.front import SimulatedFront, Stream
 from tests.sim.member import Generation, SimulatedMember
 
 PREFIX: Final = b"k"
@@ -80,16 +81,15 @@ class Call:
         self._scheduler = scheduler
         self._generation = generation
         self._over = False
-        self._reached = False
         scheduler.after(delay_s(scheduler), lambda: self._arrive(path, body))
         self._timer = scheduler.after(timeout_s, lambda: self._end(None))
 
     def _arrive(self, path: str, body: bytes) -> None:
         generation = self._generation
-        if generation.alive and generation.service.serving:
-            self._reached = True
+        front = some_front(self._scheduler, generation)
+        if front is not None:
             generation.calls[self] = None
-            generation.front.post(lambda: generation.service.call(path, body, self))
+            front.worker.post(lambda: front.call(path, body, self))
         else:
             self._scheduler.after(delay_s(self._scheduler), lambda: self._end(REFUSED))
 
@@ -115,6 +115,14 @@ class Call:
 
 REFUSED: Final = Status(Code.RESOURCE_EXHAUSTED, "connection refused")
 """Nothing listens there: the one failure to reach a member that is sure to have had no effect."""
+
+
+def some_front(scheduler: Scheduler, generation: Generation | None) -> SimulatedFront | None:
+    """One of a member that takes clients."""
+    if generation is None or not generation.alive:
+        return None
+    serving = [front for front in generation.fronts if front.serving]
+    return scheduler.random.choice(serving) if serving else None
 
 
 def delay_s(scheduler: Scheduler) -> float:
@@ -200,7 +208,21 @@ class KvClient(Client):
         self.revision = 1
 
     def think(self) -> None:
-        self.ask(self._choose(), self._done)
+        request = self._choose()
+        if isinstance(request, RangeRequest) and request.sort_order == RangeRequest.NONE and self.random.random() < 0.2:
+            request.sort_target = RangeRequest.KEY
+            self._stream(request)
+        else:
+            self.ask(request, self._done)
+
+    def _stream(self, request: RangeRequest) -> None:
+        """A range in several messages."""
+        generation = self.generation()
+        front = some_front(self.scheduler, generation)
+        if generation is None or front is None:
+            self.begin()
+        else:
+            _RangeStream(self, generation, front, request, self._done)
 
     def _done(self, outcome: Outcome) -> None:
         if outcome is not None and not isinstance(outcome, Status):
@@ -268,6 +290,51 @@ class KvClient(Client):
         if random.random() < 0.3:
             failure.append(RequestOp(request_put=PutRequest(key=key, value=value, prev_kv=True)))
         return TxnRequest(compare=[compare], success=success, failure=failure)
+
+
+class _RangeStream:
+    """A RangeStream call: what its messages say together is what a Range would have said."""
+
+    def __init__(
+        self,
+        client: KvClient,
+        generation: Generation,
+        front: SimulatedFront,
+        request: RangeRequest,
+        done: Callable[[Outcome], None],
+    ) -> None:
+        self._client = client
+        self._request = request
+        self._done = done
+        self._began_s = client.scheduler.now_s
+        self._session = Session(generation.member.id, generation.number)
+        self._whole = RangeResponse()
+        self._ended = False
+        self._timer = client.scheduler.after(client.random.choice((1.0, 10.0)), lambda: self.on_end(4, "timeout"))
+        front.worker.post(lambda: front.open_stream("RangeStream", self).arrive(request.SerializeToString()))
+
+    def delay_s(self) -> float:
+        """See StreamEnd."""
+        return delay_s(self._client.scheduler)
+
+    def on_answer(self, message: bytes) -> None:
+        """See StreamEnd."""
+        self._whole.MergeFrom(RangeStreamResponse.FromString(message).range_response)
+
+    def on_end(self, code: int, text: str) -> None:
+        """See StreamEnd."""
+        if self._ended:
+            return
+        self._ended = True
+        self._timer.cancel()
+        client = self._client
+        outcome: Outcome = self._whole if code == 0 else Status(code, text)
+        if isinstance(outcome, Status) and not is_refusal(outcome):
+            outcome = None
+        client.servers.history.operations.append(
+            Operation(self._began_s, client.scheduler.now_s, self._session, self._request, outcome)
+        )
+        self._done(outcome)
 
 
 class LeaseClient(Client):
@@ -348,9 +415,10 @@ class KeepAlives:
             self._leave()
             client.member = None
             generation = client.generation()
-            if generation is None or not generation.service.serving:
+            front = some_front(client.scheduler, generation)
+            if generation is None or front is None:
                 return
-            self._stream = _KeepAliveStream(self, generation)
+            self._stream = _KeepAliveStream(self, generation, front)
         self._stream.ask()
 
     def on_gone(self) -> None:
@@ -361,13 +429,14 @@ class KeepAlives:
 class _KeepAliveStream:
     """One stream of them. Answers come in the order of the questions."""
 
-    def __init__(self, keeper: KeepAlives, generation: Generation) -> None:
+    def __init__(self, keeper: KeepAlives, generation: Generation, front: SimulatedFront) -> None:
         self._keeper = keeper
         self._generation = generation
+        self._front = front
         self._stream: Stream | None = None
         self._asked_s: list[float] = []
         self._left = False
-        generation.front.post(self._open)
+        front.worker.post(self._open)
 
     @property
     def is_useless(self) -> bool:
@@ -375,12 +444,12 @@ class _KeepAliveStream:
 
     def _open(self) -> None:
         if not self._left:
-            self._stream = self._generation.service.open_stream("LeaseKeepAlive", self)
+            self._stream = self._front.open_stream("LeaseKeepAlive", self)
 
     def ask(self) -> None:
         """Once more."""
         self._asked_s.append(self._keeper.client.scheduler.now_s)
-        self._generation.front.post(self._send)
+        self._front.worker.post(self._send)
 
     def _send(self) -> None:
         if self._stream is not None and not self._left:
@@ -390,7 +459,7 @@ class _KeepAliveStream:
         """Whatever comes now is not heard."""
         self._left = True
         if self._stream is not None:
-            self._generation.front.post(self._stream.cancel)
+            self._front.worker.post(self._stream.cancel)
 
     def delay_s(self) -> float:
         """See StreamEnd."""
@@ -436,11 +505,12 @@ class WatchClient(Client):
     def begin(self) -> None:
         """Opens a stream, now or as soon as a member takes it."""
         generation = self.generation()
-        if generation is None or not generation.service.serving:
+        front = some_front(self.scheduler, generation)
+        if generation is None or front is None:
             self.member = None
             self.scheduler.after(self.random.uniform(0.05, 0.3), self.begin)
             return
-        self.stream = _WatchStream(self, generation)
+        self.stream = _WatchStream(self, generation, front)
 
     def next_create(self) -> WatchCreateRequest:
         """What the next stream is asked: to go on after what was seen."""
@@ -482,22 +552,23 @@ class WatchClient(Client):
 class _WatchStream:
     """One stream of a watcher, who now and then leaves it for another one, or reads slowly for a while."""
 
-    def __init__(self, client: WatchClient, generation: Generation) -> None:
+    def __init__(self, client: WatchClient, generation: Generation, front: SimulatedFront) -> None:
         self._client = client
         self._generation = generation
+        self._front = front
         self._stream: Stream | None = None
         self._slow_until_s = 0.0
-        generation.front.post(self._open)
+        front.worker.post(self._open)
         client.scheduler.after(0.3, self._look)
 
     def _open(self) -> None:
         if self._client.stream is self:
-            self._stream = self._generation.service.open_stream("Watch", self)
+            self._stream = self._front.open_stream("Watch", self)
             self._stream.arrive(WatchRequest(create_request=self._client.next_create()).SerializeToString())
 
     def _leave(self) -> None:
         if self._stream is not None:
-            self._generation.front.post(self._stream.cancel)
+            self._front.worker.post(self._stream.cancel)
         self._client.lose()
 
     def _look(self) -> None:
@@ -517,7 +588,7 @@ class _WatchStream:
         stream = self._stream
         if stream is not None:
             request = WatchRequest(progress_request=WatchProgressRequest()).SerializeToString()
-            self._generation.front.post(lambda: stream.arrive(request))
+            self._front.worker.post(lambda: stream.arrive(request))
 
     def delay_s(self) -> float:
         """See StreamEnd."""

@@ -212,7 +212,7 @@ class Cluster:
                 if generation is not None and generation.has_leader:
                     return False
                 continue
-            if generation is None or not generation.service.serving:
+            if generation is None or not generation.serving:
                 return False
             if generation.store.cursor.index != self.most_entries:
                 return False

@@ -26,7 +26,6 @@ from tests.sim.links import SimulatedLinks
 from tests.sim.worker import Worker
 
 TICK_S = 0.5
-FRONT = Process.FRONT
 FRAMED = struct.Struct(">BI")
 
 
@@ -154,6 +153,7 @@ class SimulatedFront:
     def __init__(
         self,
         *,
+        number: int,
         config: Config,
         member_id: int,
         cluster_id: int,
@@ -166,7 +166,7 @@ class SimulatedFront:
         on_leader: Callable[[int, int], None],
     ) -> None:
         self._links = links
-        self._worker = worker
+        self.worker = worker
         self._scheduler = scheduler
         self._config = config
         self._on_leader = on_leader
@@ -179,7 +179,7 @@ class SimulatedFront:
         )
         self._leaders = Leaders(member_id, config.election_timeout_s)
         self.calls = Calls(
-            origin=FRONT,
+            origin=Process.FRONT + number,
             member=member_id,
             incarnation=incarnation,
             send=links.send,
@@ -209,6 +209,7 @@ class SimulatedFront:
         self._openers: dict[str, Callable[[Any, Any], Any]] = {
             "Watch": self.watches.open,
             "LeaseKeepAlive": lease.keep_alive(self.member),
+            "RangeStream": kv.range_stream(self.member),
         }
         self.serving = False
         publish = Publish(
@@ -218,7 +219,7 @@ class SimulatedFront:
             version=API_VERSION,
         )
         self._announcement = Announcement(
-            self.member, self.calls, publish, on_published=lambda: None, on_ready=self._serve
+            self.member, self.calls, publish if number == 0 else None, on_published=lambda: None, on_ready=self._serve
         )
         for sender, kind in senders:
             links.open(sender, kind)
@@ -231,13 +232,18 @@ class SimulatedFront:
 
     # clients
 
+    @property
+    def has_leader(self) -> bool:
+        """Whether the member knows one."""
+        return self.member.leader != 0
+
     def call(self, path: str, message: bytes, sink: Any) -> None:
         """A unary call."""
         self.unary[path](sink, 0, NO_HEAD, message)
 
     def open_stream(self, name: str, end: StreamEnd) -> Stream:
         """A streaming call."""
-        stream = Stream(end, self._scheduler, self._worker)
+        stream = Stream(end, self._scheduler, self.worker)
         stream.handler = self._openers[name](stream, NO_HEAD)
         return stream
 
@@ -275,14 +281,14 @@ class SimulatedFront:
         self._on_leader(term, leader)
         self.member.term = term
         self.member.leader = leader
-        self._leaders.on_leadership(leader, self._worker.now())
+        self._leaders.on_leadership(leader, self.worker.now())
         self.calls.leader_reads.on_leader(leader)
         self._announcement.go_on()
 
     def _tick(self) -> None:
-        self._worker.later(TICK_S, self._tick)
+        self.worker.later(TICK_S, self._tick)
         oldest_s = self.calls.oldest_proposal_s
-        if oldest_s is not None and self._worker.now() - oldest_s > self.member.limits.request_timeout_s / 2:
+        if oldest_s is not None and self.worker.now() - oldest_s > self.member.limits.request_timeout_s / 2:
             self._states.ask({Process.RAFT}, self._on_raft_state)
         self.calls.expire()
         self._announcement.go_on()
@@ -296,4 +302,4 @@ class SimulatedFront:
             self.watches.end_leaderless()
             for stream in list(self.member.leader_streams):
                 stream.stop(errors.NO_LEADER)
-        self._worker.later(self._config.election_timeout_s, self._check_leader)
+        self.worker.later(self._config.election_timeout_s, self._check_leader)

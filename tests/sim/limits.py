@@ -8,8 +8,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from node.apply import flusher, machine, reads
-from node.apply import process as apply_process
+from node.apply import auto_compaction, flusher, machine, reads
 from node.raft import delivery, driver, proposals
 from node.watch import catchup, registry
 from node.watch import process as watch_process
@@ -26,7 +25,7 @@ _CHOICES: tuple[tuple[Any, str, tuple[Any, ...]], ...] = (
     (registry, "MAX_REVISIONS", (3, 1000)),
     (catchup, "MAX_HITS", (4, 8192)),
     (registry, "LINGER_S", (0.5, 10.0)),
-    (apply_process, "TICK_S", (0.5,)),
+    (auto_compaction, "REVISION_INTERVAL_S", (2.0,)),
 )
 """By module: a constant, and what it may be in a run."""
 

@@ -18,7 +18,7 @@ from node.apply.mvcc.message import Identity
 from node.apply.mvcc.store import Store
 from node.apply.process import Apply
 from node.child import ChildContext, HeldFile, Role
-from node.config import Config
+from node.config import AutoCompaction, CompactionMode, Config
 from node.flags import Start, parse
 from node.frames import Kind, Process
 from node.link_zmq import Arrivals
@@ -38,8 +38,9 @@ from tests.sim.network import Endpoint, Network
 from tests.sim.snapshots import MemberSnapshots
 from tests.sim.worker import Crash, Worker
 
-FRONT = Process.FRONT
-SEGMENT_BYTES = 16 << 10
+FRONTS = (Process.FRONT, Process.FRONT + 1)
+CLOCK_ERROR = 0.03
+"""Members' clocks run so much fast or slow at most, as a fraction."""
 CACHE_BYTES = 4 << 10
 LATE_TICKS = 2
 
@@ -93,6 +94,9 @@ class Settings:
     segment_bytes: int
     pre_vote: bool
     strict_reconfig_check: bool
+    auto_compaction_revisions: int
+    """So many revisions are kept; 0: no automatic compaction."""
+    quota_bytes: int | None
     window_bytes: int
     """The credit of a stream between two processes of a member."""
     fsync: bool = True
@@ -104,7 +108,7 @@ def base_config() -> Config:
     def no_file(path: str) -> NoReturn:
         raise FileNotFoundError(path)
 
-    parsed = parse(["kvorum", "--data-dir=/sim", "--front-workers=1"], {}, no_file)
+    parsed = parse(["kvorum", "--data-dir=/sim", f"--front-workers={len(FRONTS)}"], {}, no_file)
     assert isinstance(parsed, Start), parsed
     return parsed.config
 
@@ -130,7 +134,9 @@ class SimulatedMember:
         self.peer_urls = peer_urls
         self.disk = MemberDisk(world.scheduler)
         random = world.scheduler.random
-        self.clock = MemberClock(world.scheduler, random.uniform(0, 1e6), random.uniform(0.99, 1.01))
+        self.clock = MemberClock(
+            world.scheduler, random.uniform(0, 1e6), random.uniform(1 - CLOCK_ERROR, 1 + CLOCK_ERROR)
+        )
         self.generations = 0
         self.generation: Generation | None = None
         self.finished: str | None = None
@@ -258,16 +264,15 @@ class Generation:
         self.raft = self._worker("raft")
         self.apply = self._worker("apply")
         self.watch = self._worker("watch")
-        self.front = self._worker("front")
-        self.workers = {
+        self.workers: dict[int, Worker] = {
             Process.RAFT: self.raft,
             Process.APPLY: self.apply,
             Process.WATCH: self.watch,
-            FRONT: self.front,
+            **{front: self._worker(f"front {front - Process.FRONT}") for front in FRONTS},
         }
         for process, worker in self.workers.items():
             self._links.add(process, worker.wake)
-        self.service: SimulatedFront
+        self.fronts: list[SimulatedFront] = []
         self.driver: Driver
         self.calls: dict[Call, None] = {}
         """Clients' calls that have reached this generation and have no answer yet."""
@@ -296,7 +301,8 @@ class Generation:
             lifeline=cast(Any, None),
             lock=HeldFile(-1),
         )
-        processes = [lambda: self._begin_apply(child), self._begin_watch, self._begin_front, self._begin_raft]
+        processes = [lambda: self._begin_apply(child), self._begin_watch, self._begin_raft]
+        processes += [partial(self._begin_front, front) for front in FRONTS]
         self.scheduler.random.shuffle(processes)  # what each does at its start may come in any order
         for begin in processes:
             begin()
@@ -321,7 +327,12 @@ class Generation:
     @property
     def has_leader(self) -> bool:
         """Whether it knows one."""
-        return self.service.member.leader != 0
+        return any(front.has_leader for front in self.fronts)
+
+    @property
+    def serving(self) -> bool:
+        """Whether clients are taken, at every front."""
+        return len(self.fronts) == len(FRONTS) and all(front.serving for front in self.fronts)
 
     def members(self) -> list[Member]:
         """The cluster's, as its store has them."""
@@ -332,13 +343,34 @@ class Generation:
         for worker in self.workers.values():
             worker.pause(seconds)
 
+    def stop(self) -> None:
+        """The supervisor says stop: leadership is handed on, then apply flushes, then all is over."""
+        self.raft.post(self.driver.hand_over)
+        give_up_at = self.scheduler.now_s + self.member.config.election_timeout_s
+
+        def look() -> None:
+            if not self.alive:
+                return
+            if self.driver.handing_over and self.scheduler.now_s < give_up_at:
+                self.scheduler.after(0.02, look)
+                return
+            try:
+                self._close_apply()
+            except Crash:
+                self.on_crash()
+            else:
+                self.world.on_ended(self.member, "stopped")
+
+        self.scheduler.after(0.02, look)
+
     # processes
 
     def _begin_apply(self, child: ChildContext) -> None:
         worker = self.apply
-        links = self._links.links_of(Process.APPLY, [Process.RAFT, Process.WATCH, FRONT])
+        links = self._links.links_of(Process.APPLY, [Process.RAFT, Process.WATCH, *FRONTS])
         process = Apply(child, links, self.logger, _Host(self, worker))
         self.store = process._store
+        self._close_apply = process.close
         process.start()
         member = self.member
 
@@ -356,8 +388,8 @@ class Generation:
 
     def _begin_watch(self) -> None:
         worker = self.watch
-        links = self._links.links_of(Process.WATCH, [Process.APPLY, FRONT])
-        process = Watch([FRONT], links, worker.now)
+        links = self._links.links_of(Process.WATCH, [Process.APPLY, *FRONTS])
+        process = Watch(FRONTS, links, worker.now)
         process.start()
 
         def turn() -> float:
@@ -367,16 +399,17 @@ class Generation:
         worker.turn = turn
         worker.wake()
 
-    def _begin_front(self) -> None:
+    def _begin_front(self, process: int) -> None:
         member = self.member
-        links = self._links.links_of(FRONT, [Process.RAFT, Process.APPLY, Process.WATCH, FRONT])
-        self.service = SimulatedFront(
+        links = self._links.links_of(process, [Process.RAFT, Process.APPLY, Process.WATCH, *FRONTS])
+        front = SimulatedFront(
+            number=process - Process.FRONT,
             config=member.config,
             member_id=member.id,
             cluster_id=self.world.cluster_id,
             incarnation=self.incarnation,
             links=links,
-            worker=self.front,
+            worker=self.workers[process],
             scheduler=self.scheduler,
             random=self.scheduler.random,
             senders=(
@@ -386,6 +419,7 @@ class Generation:
             ),
             on_leader=member.world.on_leader,
         )
+        self.fronts.append(front)
 
     def _begin_raft(self) -> None:
         member = self.member
@@ -394,7 +428,7 @@ class Generation:
         snap_path, databases = member.config.snap_path, member.disk.databases
         places.settle(snap_path, log.snapshot.index, databases)
         snapshots = MemberSnapshots(snap_path, databases, worker, self.scheduler)
-        links = self._links.links_of(Process.RAFT, [Process.APPLY, FRONT])
+        links = self._links.links_of(Process.RAFT, [Process.APPLY, *FRONTS])
         clock = member.clock
         began = clock()
         now_s = self.scheduler.now_s
@@ -483,4 +517,7 @@ def member_config(base: Config, settings: Settings, name: str) -> Config:
         max_wals=settings.max_wals,
         pre_vote=settings.pre_vote,
         strict_reconfig_check=settings.strict_reconfig_check,
+        auto_compaction=AutoCompaction(CompactionMode.REVISION, 0.0, settings.auto_compaction_revisions),
+        quota_backend_bytes=settings.quota_bytes,
+        watch_progress_notify_interval_s=2.0,
     )

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, replace
+from math import inf
 from random import Random
 
+from kvorum.pb.rpc_pb2 import CompactionRequest
 from tests.linearizability.check import check
+from tests.linearizability.history import Operation, Session
 from tests.sim.administrator import Administrator, Caretaker
 from tests.sim.clients import Client, KvClient, LeaseClient, WatchClient
 from tests.sim.cluster import Broken, Cluster
 from tests.sim.limits import small_limits
-from tests.sim.member import Settings, SimulatedMember, base_config
+from tests.sim.member import CLOCK_ERROR, Settings, SimulatedMember, base_config
 from tests.sim.trouble import Theme, Trouble
-
-CLOCK_ERROR = 0.011
-"""Members' clocks run up to 1 % fast or slow."""
 
 SETTLE_S = 60.0
 """So long after all trouble has ended everything must work again."""
@@ -51,6 +51,8 @@ def settings_of(random: Random) -> Settings:
         segment_bytes=random.choice((8 << 10, 64 << 10)),
         pre_vote=random.random() < 0.7,
         strict_reconfig_check=random.random() < 0.5,
+        auto_compaction_revisions=random.choice((0, 0, 0, 10, 100)),
+        quota_bytes=random.choice((None,) * 9 + (20_000,)),
         window_bytes=random.choice((1_000, 20_000, 32 << 20)),
     )
 
@@ -74,7 +76,11 @@ def run(seed: int, *, traced: bool = False, theme: Theme | None = None) -> Outco
     except Broken as error:
         problems.append(str(error))
     cluster.history.operations += cluster.pending.values()
-    problems += check(cluster.history, clock_error=CLOCK_ERROR)
+    if settings.auto_compaction_revisions:
+        # whatever was compacted may have been so by the cluster itself
+        anything = CompactionRequest(revision=1 << 62)
+        cluster.history.operations.append(Operation(0.0, inf, Session(0, 0), anything, None))
+    problems += check(cluster.history, clock_error=2 * CLOCK_ERROR)
     history = cluster.history
     return Outcome(
         seed,
@@ -190,5 +196,5 @@ def _where(member: SimulatedMember, cluster: Cluster) -> str:
     state = generation.driver.state()
     return (
         f"{member.id:x} term {state['term']} leader {state['leader']:x} committed {state['committed']} "
-        f"applied {generation.store.cursor.index} of {cluster.most_entries} serving {generation.service.serving}"
+        f"applied {generation.store.cursor.index} of {cluster.most_entries} serving {generation.serving}"
     )

@@ -30,6 +30,7 @@ class Trouble:
         everything: list[Callable[[], None]] = [
             self._crash,
             self._crash,
+            self._stop,
             self._crash_at_an_operation,
             self._crash_all,
             self._storm,
@@ -98,6 +99,13 @@ class Trouble:
         member = self._anybody()
         if member is not None:
             self._cluster.crash(member, "killed")
+
+    def _stop(self) -> None:
+        """In order."""
+        member = self._anybody()
+        if member is not None and member.generation is not None:
+            self._note(f"{member.id:x} is told to stop")
+            member.generation.stop()
 
     def _crash_at_an_operation(self) -> None:
         """In the middle of what it writes."""
