@@ -178,8 +178,11 @@ class Cluster:
             timeout_s,
         )
 
-    def replace(self, member: Server, retry_s: float = READY_TIMEOUT_S) -> None:
-        """Removes a member through another, wipes its data, adds it anew and starts it: it joins with nothing."""
+    def replace(self, member: Server, retry_s: float = READY_TIMEOUT_S, *, wait: bool = True) -> None:
+        """Removes a member through another, wipes its data, adds it anew and starts it: it joins with nothing.
+
+        Without `wait` it may still be on its way when this returns.
+        """
         others = [other for other in self.running if other is not member]
         via = others[0]
         url = self._urls[member.name]
@@ -203,7 +206,10 @@ class Cluster:
         member.wipe()
         wait_until(accepted("/v3/cluster/member/add", {"peerURLs": [url]}), "the add", retry_s)
         self._describe([member], "existing")
-        member.start()
+        if wait:
+            member.start()
+        else:
+            member.launch()
 
     def stop(self) -> None:
         """Ends all members gracefully, one after the other."""

@@ -42,6 +42,7 @@ PROBE_TIMEOUT_S = 0.3
 PROBE_PACE_S = 0.05
 STREAM_S = 3.0  # after about so long a watcher resumes at another member
 LEASE_TTL_S = 3
+LARGE_BYTES, LARGE_SHARE = 200_000, 0.01  # some values that a message between members does not take beside others
 MARK_DEADLINE_S = 60.0
 NO_ANSWER = Status(Code.DEADLINE_EXCEEDED, "no answer in time")
 
@@ -328,7 +329,8 @@ class _Worker:
 
     def _value(self) -> bytes:
         self._sequence += 1
-        return b"%d-%d" % (self._number, self._sequence)
+        value = b"%d-%d" % (self._number, self._sequence)
+        return value + bytes(LARGE_BYTES) if self.choose.random() < LARGE_SHARE else value
 
     def _put(self, key: bytes) -> Message:
         if self.choose.random() < 0.2:  # two keys at once

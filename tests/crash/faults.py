@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Final
@@ -174,6 +175,45 @@ def replace(scene: Scene) -> Iterator[str]:
         yield f"replaced {name} by a new member"
 
 
+def kill_beside_isolated(scene: Scene) -> Iterator[str]:
+    """The third member waits alone; the killed one comes back, and finds a majority, before the isolated one does."""
+    isolated, name = scene.victim()
+    killed, third = scene.choose.sample([member for member in scene.cluster.members if member is not isolated], 2)
+    scene.links.isolate(isolated.name)
+    with scene.life_ends(killed):
+        killed.kill()
+        yield f"isolated {name} and killed {killed.name}, {third.name} is left"
+        killed.start()
+    scene.links.heal()
+
+
+def kill_leader_as_a_follower_returns(scene: Scene) -> Iterator[str]:
+    """The follower has fallen behind, perhaps beyond the log, and must follow a new leader at once, or be it."""
+    leader = scene.cluster.wait_for_leader()
+    follower = scene.choose.choice([member for member in scene.cluster.members if member is not leader])
+    follower.suspend()
+    yield f"suspended the follower {follower.name}, then killed the leader {leader.name} when it came back"
+    with scene.life_ends(leader):
+        leader.kill()
+        follower.resume()
+        scene.cluster.wait_for_leader(lambda member: member is not leader)
+        leader.start()
+
+
+def kill_leader_as_a_member_joins(scene: Scene) -> Iterator[str]:
+    """What the new member was sent may have been half of a snapshot: another leader begins anew."""
+    leader = scene.cluster.wait_for_leader()
+    replaced = scene.choose.choice([member for member in scene.cluster.members if member is not leader])
+    with scene.life_ends(replaced), scene.life_ends(leader):
+        scene.cluster.replace(replaced, wait=False)
+        threading.Event().wait(scene.choose.uniform(0.2, 1.5))  # how far the join has come is the point
+        leader.kill()
+        yield f"replaced the follower {replaced.name} and killed the leader {leader.name} as the new one joined"
+        leader.launch()
+        for member in (replaced, leader):
+            wait_until(member.is_ready, f"{member.name} to be ready", RECOVERY_S)
+
+
 FAULTS: Final[tuple[Fault, ...]] = (
     kill,
     isolate,
@@ -189,6 +229,9 @@ FAULTS: Final[tuple[Fault, ...]] = (
     drop_connections,
     cut_all_links,
     kill_all,
+    kill_beside_isolated,
+    kill_leader_as_a_follower_returns,
+    kill_leader_as_a_member_joins,
 )
 OF_CHILDREN: Final[tuple[Fault, ...]] = (kill_child, suspend_child)
 """Where a member has several processes."""
