@@ -10,7 +10,6 @@ NOT_YET: Final = {
     "test_gateway.py::test_J22_P15_a_deadline_ends_a_call_that_waits": "Lock",
     "test_gateway.py::test_J24_an_error_before_the_first_line_sets_the_status": "Election",
     "test_gateway.py::test_MA23_snapshot_over_http": "Snapshot",
-    "test_http.py::test_HT25_HT26_peer_urls": "the peer listener",
     "test_maintenance.py::test_MA20_MA21_a_snapshot_counts_down_and_ends_with_its_checksum": "Snapshot",
     "test_maintenance.py::test_MA20_a_snapshot_names_its_version": "Snapshot",
     "test_maintenance.py::test_MA26_the_format_of_a_downgrade_s_version": "Downgrade",

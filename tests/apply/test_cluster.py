@@ -218,8 +218,8 @@ def test_P13_without_an_answer_it_asks_again_and_gives_up_in_the_end(member: Mem
     assert sorted(found) == [failed(0, errors.TIMEOUT), failed(1, errors.EMPTY_KEY)], "P1: its own fault wins"
     assert asked == list(range(1, int(TIMEOUT_S / RETRY_S) + 1))
     figures = member.apply._state()["metrics"]
-    assert figures["etcd_server_slow_read_indexes_total"] == len(asked) - 1
-    assert figures["etcd_server_read_indexes_failed_total"] == 1
+    assert figures["etcd_server_slow_read_indexes_total"] == 1, "once for an ask, however often it is repeated"
+    assert figures["etcd_server_read_indexes_failed_total"] == 0, "no leader changed"
 
 
 def test_P1_without_a_leader_a_read_with_a_fault_of_its_own_fails_at_once(member: MemberUnderTest) -> None:

@@ -11,7 +11,7 @@ from tests.servers import SUBJECT, start_kvorum_cluster
 
 
 @pytest.mark.skipif(SUBJECT is Kind.REFERENCE, reason="Z5")
-def test_Z5_a_transaction_that_fails_changes_no_member() -> None:
+def test_a_transaction_that_fails_changes_no_member() -> None:
     with start_kvorum_cluster() as cluster, Api(cluster.addresses[0]) as first:
         for _ in range(3):
             revision = first(PutRequest(key=b"a")).header.revision
