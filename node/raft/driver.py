@@ -560,7 +560,8 @@ class Driver:
             return
         to = self._members.successor(node)
         if to is None:
-            self._logger.info("skipped leadership transfer for single voting member cluster")
+            alone = "for single voting member cluster" if node.is_singleton() else "since no other voter is connected"
+            self._logger.info(f"skipped leadership transfer {alone}")
             return
         self._logger.info("leadership transfer starting", current_leader=f"{self._id:x}", transferee=f"{to:x}")
         node.transfer_leader(to)
