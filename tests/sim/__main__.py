@@ -28,7 +28,7 @@ def main() -> int:
             os.execve(sys.executable, [sys.executable, "-m", "tests.sim", *sys.argv[1:]], environment)
         outcome = replay(arguments.seed, arguments.lines)
         return 1 if outcome.problems else 0
-    report: Report = run_seeds(range(arguments.first, arguments.first + arguments.seeds))
+    report: Report = run_seeds(range(arguments.first, arguments.first + arguments.seeds), print)
     print(report.text())
     return 1 if report.failures else 0
 

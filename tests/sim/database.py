@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from operator import itemgetter
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 from node.apply.mvcc.database import Cursor, Database, overlay
 
@@ -93,15 +93,23 @@ def _apply(rows: _Rows, write: _Write) -> None:
 Put = Callable[[str, DatabaseFiles], None]
 
 
+class Disk(Protocol):
+    """What a database lies on."""
+
+    def before_write(self) -> None:
+        """Raises when there is no room, or the member dies here."""
+
+    def after_write(self) -> None:
+        """Raises when the member dies here."""
+
+
 class SimulatedDatabase(Database):
     """`Database` on `DatabaseFiles`: what it makes of rows and batches is the real code, where they lie is not."""
 
-    def __init__(
-        self, files: DatabaseFiles, put: Put | None = None, check_room: Callable[[], None] = lambda: None
-    ) -> None:
-        """`put(path, files)` takes the checkpoints that are made; `check_room()` raises when the disk is full."""
+    def __init__(self, files: DatabaseFiles, put: Put | None = None, disk: Disk | None = None) -> None:
+        """`put(path, files)` takes the checkpoints that are made."""
         self.files = files
-        self._check_room = check_room
+        self._disk = disk
         self._put = put
         self._view = _View(sorted(files.flushed), dict(files.flushed))
         for write in files.unflushed:
@@ -151,7 +159,8 @@ class SimulatedDatabase(Database):
 
     def _write(self, rows: Iterable[tuple[bytes, bytes | None]]) -> None:
         assert not self.closed, "written after it was closed"
-        self._check_room()
+        if self._disk is not None:
+            self._disk.before_write()
         write = list(rows)
         self.files.unflushed.append(write)
         self.files.unflushed_bytes += sum([len(row) + len(value or b"") for row, value in write])
@@ -159,6 +168,8 @@ class SimulatedDatabase(Database):
             self._shared = False
             self._view = _View(self._view.keys[:], dict(self._view.rows))
         self._change(write)
+        if self._disk is not None:
+            self._disk.after_write()
 
     def _change(self, write: _Write) -> None:
         view = self._view
@@ -173,7 +184,8 @@ class SimulatedDatabase(Database):
                 del view.keys[bisect_left(view.keys, row)]
 
     def flush(self) -> Cursor:
-        self._check_room()
+        if self._disk is not None:
+            self._disk.before_write()
         self.files.flushed = self._look().rows
         self.files.unflushed = []
         self.files.unflushed_bytes = 0

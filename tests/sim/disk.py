@@ -52,10 +52,15 @@ class MemberDisk:
             self.log.free_bytes += self._hidden_bytes
             self._hidden_bytes = None
 
-    def check_room(self) -> None:
-        """Raises what RocksDB raises, by way of rocksdict, on a full disk."""
+    def before_write(self) -> None:
+        """A database is to be written. Raises what RocksDB raises, by way of rocksdict, on a full disk; and Crash."""
+        self._may_crash()
         if self.is_full:
             raise Exception("IO error: No space left on device: While appending to file")
+
+    def after_write(self) -> None:
+        """It is written. Raises Crash."""
+        self._may_crash()
 
     def _before(self, operation: str, name: str) -> None:
         if operation == "sync" and self.fails_sync and name != ".":

@@ -225,7 +225,7 @@ class _Host:
         config, databases = member.config, member.disk.databases
         remove_outgoing(config.snap_path, databases)
         installed = install(config.db_path, config.snap_path, databases)
-        database = SimulatedDatabase(databases.open(config.db_path), databases.put, member.disk.check_room)
+        database = SimulatedDatabase(databases.open(config.db_path), databases.put, member.disk)
         store = _ObservedStore(database, lessor, identity, cache_bytes=1 << 14)
         assert installed is None or store.cursor.index == installed
         store.report = lambda revisions: member.world.on_revisions(member.id, revisions)

@@ -7,10 +7,12 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from tests.sim.run import Outcome, run
@@ -48,44 +50,61 @@ class Report:
     def text(self) -> str:
         """For people."""
         took_s = max(self.took_s, 1e-9)
-        return "\n".join(
-            [
-                *self.failures,
-                f"{self.seeds} seeds in {took_s:.1f} s ({self.seeds / took_s:.2f} per second): "
-                f"{self.simulated_s:.0f} simulated seconds ({self.simulated_s / took_s:.1f} per second), "
-                f"{self.operations} operations ({self.operations / took_s:.0f} per second), {self.crashes} crashes, "
-                f"{len(self.failures)} failed",
-            ]
+        return (
+            f"{self.seeds} seeds in {took_s:.1f} s ({self.seeds / took_s:.2f} per second): "
+            f"{self.simulated_s:.0f} simulated seconds ({self.simulated_s / took_s:.1f} per second), "
+            f"{self.operations} operations ({self.operations / took_s:.0f} per second), {self.crashes} crashes, "
+            f"{len(self.failures)} failed"
         )
 
 
-def run_seeds(seeds: Iterable[int]) -> Report:
-    """Runs them all; `failures` has a text for each that failed."""
+def run_seeds(seeds: Iterable[int], on_failure: Callable[[str], object] = lambda text: None) -> Report:
+    """Runs them all; `failures` has a text for each that failed, and `on_failure` is told of each at once."""
     by_class: dict[int, list[int]] = {}
     for seed in seeds:
         by_class.setdefault(hash_seed(seed), []).append(seed)
     began = time.perf_counter()
-    processes = []
-    for number, of_class in by_class.items():
-        environment = {**os.environ, "PYTHONHASHSEED": str(number), "PYTHONPATH": str(REPOSITORY)}
-        arguments = [sys.executable, "-m", "tests.sim.seeds", json.dumps(of_class)]
-        processes.append(
-            subprocess.Popen(arguments, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True)
-        )
+    lines: SimpleQueue[str | None] = SimpleQueue()
+    processes = [_start_class(number, of_class) for number, of_class in by_class.items()]
+    readers = [threading.Thread(target=_read, args=(process, lines)) for process in processes]
+    for reader in readers:
+        reader.start()
     report = Report()
     try:
-        for process in processes:
-            assert process.stdout is not None
-            for line in process.stdout:
-                report.add(json.loads(line))
+        open_ = len(processes)
+        while open_:
+            line = lines.get()
+            if line is None:
+                open_ -= 1
+                continue
+            run_ = json.loads(line)
+            report.add(run_)
+            if run_["failure"]:
+                on_failure(run_["failure"])
     finally:
         for process in processes:
             process.kill()
+            process.wait()
+        for reader in readers:
+            reader.join()
+        for process in processes:
             assert process.stdout is not None
             process.stdout.close()
-            process.wait()
     report.took_s = time.perf_counter() - began
     return report
+
+
+def _start_class(number: int, seeds: Sequence[int]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONHASHSEED": str(number), "PYTHONPATH": str(REPOSITORY)}
+    arguments = [sys.executable, "-m", "tests.sim.seeds", json.dumps(seeds)]
+    return subprocess.Popen(arguments, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def _read(process: subprocess.Popen[str], lines: SimpleQueue[str | None]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.put(line)
+    lines.put(None)
 
 
 def replay(seed: int, lines: int = TRACE_LINES) -> Outcome:

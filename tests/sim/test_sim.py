@@ -16,7 +16,8 @@ def test_seeds() -> None:
     """`make sim SEEDS=…` runs more of them, `make sim SEED=…` one again, with its trace."""
     report = run_seeds(range(1, 1 + SEEDS))
     assert report.seeds == SEEDS, "a process of the simulator ended early"
-    assert not report.failures, report.text()
+    assert not report.failures, "\n".join([*report.failures, report.text()])
+    print(report.text())
 
 
 @pytest.mark.parametrize("seed", [3, 7])
