@@ -123,7 +123,7 @@ def _play(cluster: Cluster, shape: Random, theme: Theme, clients: list[Client], 
             client.begin()
         trouble = Trouble(cluster, shape, theme)
         trouble.begin()
-        scheduler.run_until(scheduler.now_s + shape.uniform(4.0, 12.0))
+        scheduler.run_until(scheduler.now_s + shape.uniform(3.0, 9.0))
         trouble.end()
         cluster.note(0, "trouble ends")
         scheduler.run_until(scheduler.now_s + shape.uniform(0.5, 3.0))

@@ -81,6 +81,10 @@ def run_seeds(seeds: Iterable[int], on_failure: Callable[[str], object] = lambda
             report.add(run_)
             if run_["failure"]:
                 on_failure(run_["failure"])
+        for process in processes:
+            if process.wait():
+                report.failures.append(f"a process of the simulator ended with {process.returncode}")
+                on_failure(report.failures[-1])
     finally:
         for process in processes:
             process.kill()
