@@ -18,8 +18,6 @@ from kvorum.pb.rpc_pb2 import (
     DeleteRangeResponse,
     LeaseGrantRequest,
     LeaseGrantResponse,
-    LeaseKeepAliveRequest,
-    LeaseKeepAliveResponse,
     LeaseRevokeRequest,
     LeaseRevokeResponse,
     PutRequest,
@@ -30,14 +28,10 @@ from kvorum.pb.rpc_pb2 import (
     RequestOp,
     TxnRequest,
     TxnResponse,
-    WatchCreateRequest,
-    WatchProgressRequest,
-    WatchRequest,
-    WatchResponse,
 )
-from tests.linearizability.history import History, Operation, Received, Request, Session, Watch, is_refusal
+from tests.linearizability.history import History, Operation, Request, Session, is_refusal
 from tests.sim.clock import Scheduler
-from tests.sim.front import SimulatedFront, Stream
+from tests.sim.front import SimulatedFront
 from tests.sim.member import Generation, SimulatedMember
 
 PREFIX: Final = b"k"
@@ -337,284 +331,18 @@ class _RangeStream:
         self._done(outcome)
 
 
-class LeaseClient(Client):
-    """Holds one lease after another: puts keys under it, keeps it alive for a while, then revokes or forgets it."""
+class Probe(Client):
+    """Puts once, as soon as somebody takes it."""
 
     def __init__(self, servers: Servers, number: int) -> None:
         super().__init__(servers, number)
-        self.lease = 0
-        self.ttl_s = 0
-        self.turns_left = 0
-        self._keeper: KeepAlives | None = None
-
-    def think(self) -> None:
-        random = self.random
-        if not self.lease:
-            self.ask(LeaseGrantRequest(TTL=random.randint(1, 4)), self._granted)
-        elif self.turns_left > 0:
-            self.turns_left -= 1
-            key = b"k-%d-%d" % (self.number, random.randint(0, 3))
-            self.ask(PutRequest(key=key, value=self.value(), lease=self.lease), self._done)
-        else:
-            lease, self.lease = self.lease, 0
-            self._forget()
-            if random.random() < 0.3:
-                self.ask(LeaseRevokeRequest(ID=lease), self._done)
-            else:
-                self.begin()
-
-    def _granted(self, outcome: Outcome) -> None:
-        if isinstance(outcome, LeaseGrantResponse):
-            self.lease = outcome.ID
-            self.ttl_s = outcome.TTL
-            self.turns_left = self.random.randint(0, 8)
-            if self.random.random() < 0.7:
-                self._keeper = KeepAlives(self, outcome.ID, outcome.TTL)
-        self.begin()
-
-    def _done(self, outcome: Outcome) -> None:
-        if isinstance(outcome, Status) and outcome.code == Code.NOT_FOUND:
-            self.lease = 0
-            self._forget()
-        self.scheduler.after(self.random.uniform(0.1, 1.0), self.begin)
-
-    def _forget(self) -> None:
-        if self._keeper is not None:
-            self._keeper.stop()
-            self._keeper = None
-
-
-class KeepAlives:
-    """Keeps one lease alive: asks three times per TTL, at whatever member is there."""
-
-    def __init__(self, client: LeaseClient, lease: int, ttl_s: int) -> None:
-        self.client = client
-        self.request = LeaseKeepAliveRequest(ID=lease)
-        self._interval_s = ttl_s / 3
-        self._stream: _KeepAliveStream | None = None
-        self._stopped = False
-        self._tick()
-
-    def stop(self) -> None:
-        """No more."""
-        self._stopped = True
-        self._leave()
-
-    def _leave(self) -> None:
-        if self._stream is not None:
-            self._stream.leave()
-            self._stream = None
-
-    def _tick(self) -> None:
-        client = self.client
-        if self._stopped or not client.servers.busy:
-            self._leave()
-            return
-        client.scheduler.after(self._interval_s, self._tick)
-        if self._stream is None or self._stream.is_useless:
-            self._leave()
-            client.member = None
-            generation = client.generation()
-            front = some_front(client.scheduler, generation)
-            if generation is None or front is None:
-                return
-            self._stream = _KeepAliveStream(self, generation, front)
-        self._stream.ask()
-
-    def on_gone(self) -> None:
-        """The lease is no more."""
-        self._stopped = True
-
-
-class _KeepAliveStream:
-    """One stream of them. Answers come in the order of the questions."""
-
-    def __init__(self, keeper: KeepAlives, generation: Generation, front: SimulatedFront) -> None:
-        self._keeper = keeper
-        self._generation = generation
-        self._front = front
-        self._stream: Stream | None = None
-        self._asked_s: list[float] = []
-        self._left = False
-        front.worker.post(self._open)
-
-    @property
-    def is_useless(self) -> bool:
-        return self._left or not self._generation.alive or len(self._asked_s) > 3
-
-    def _open(self) -> None:
-        if not self._left:
-            self._stream = self._front.open_stream("LeaseKeepAlive", self)
-
-    def ask(self) -> None:
-        """Once more."""
-        self._asked_s.append(self._keeper.client.scheduler.now_s)
-        self._front.worker.post(self._send)
-
-    def _send(self) -> None:
-        if self._stream is not None and not self._left:
-            self._stream.arrive(self._keeper.request.SerializeToString())
-
-    def leave(self) -> None:
-        """Whatever comes now is not heard."""
-        self._left = True
-        if self._stream is not None:
-            self._front.worker.post(self._stream.cancel)
-
-    def delay_s(self) -> float:
-        """See StreamEnd."""
-        return delay_s(self._keeper.client.scheduler)
-
-    def on_answer(self, message: bytes) -> None:
-        """See StreamEnd."""
-        if self._left:
-            return
-        keeper, generation = self._keeper, self._generation
-        servers = keeper.client.servers
-        reply = LeaseKeepAliveResponse.FromString(message)
-        session = Session(generation.member.id, generation.number)
-        servers.history.operations.append(
-            Operation(self._asked_s.pop(0), servers.scheduler.now_s, session, keeper.request, reply)
-        )
-        if reply.TTL <= 0:
-            keeper.on_gone()
-
-    def on_end(self, _code: int, _text: str) -> None:
-        """See StreamEnd."""
-        self._left = True
-
-
-class WatchClient(Client):
-    """Watches a range from one revision on, whatever becomes of the members."""
-
-    def __init__(self, servers: Servers, number: int) -> None:
-        super().__init__(servers, number)
-        random = self.random
-        key, range_end = random.choice(((PREFIX, END), (PREFIX, b"\0"), (KEYS[0], b""), (KEYS[2], KEYS[5])))
-        self.create = WatchCreateRequest(
-            key=key,
-            range_end=range_end,
-            prev_kv=random.random() < 0.4,
-            filters=random.choice(([], [], [], [WatchCreateRequest.NOPUT], [WatchCreateRequest.NODELETE])),
-            progress_notify=random.random() < 0.5,
-            start_revision=random.choice((0, 1, 1)),
-        )
-        self.watch: Watch | None = None
-        self.stream: _WatchStream | None = None
+        self.done = False
 
     def begin(self) -> None:
-        """Opens a stream, now or as soon as a member takes it."""
-        generation = self.generation()
-        front = some_front(self.scheduler, generation)
-        if generation is None or front is None:
-            self.member = None
-            self.scheduler.after(self.random.uniform(0.05, 0.3), self.begin)
-            return
-        self.stream = _WatchStream(self, generation, front)
+        """Tries, and tries again."""
+        self.ask(PutRequest(key=KEYS[0], value=self.value()), self._on_put)
 
-    def next_create(self) -> WatchCreateRequest:
-        """What the next stream is asked: to go on after what was seen."""
-        create = WatchCreateRequest()
-        create.CopyFrom(self.create)
-        if self.watch is not None:
-            create.start_revision = self.watch.resume_revision()
-        return create
-
-    def lose(self) -> None:
-        """The stream is of no use any more."""
-        self.stream = None
-        self.member = None
-        self.scheduler.after(self.random.uniform(0.01, 0.3), self.begin)
-
-    def begin_watch(self, start: int) -> None:
-        """It is owed everything from there on."""
-        create = self.create
-        self.watch = Watch(
-            create.key,
-            create.range_end,
-            start,
-            prev_kv=create.prev_kv,
-            no_puts=WatchCreateRequest.NOPUT in create.filters,
-            no_deletes=WatchCreateRequest.NODELETE in create.filters,
-        )
-        self.servers.history.watches.append(self.watch)
-
-    def ask_progress(self) -> None:
-        """Asks how far everything was given."""
-        if self.stream is not None:
-            self.stream.ask_progress()
-
-    def has_seen(self, revision: int) -> bool:
-        """Whether it was given everything up to there."""
-        return self.watch is not None and self.watch.resume_revision() > revision
-
-
-class _WatchStream:
-    """One stream of a watcher, who now and then leaves it for another one, or reads slowly for a while."""
-
-    def __init__(self, client: WatchClient, generation: Generation, front: SimulatedFront) -> None:
-        self._client = client
-        self._generation = generation
-        self._front = front
-        self._stream: Stream | None = None
-        self._slow_until_s = 0.0
-        front.worker.post(self._open)
-        client.scheduler.after(0.3, self._look)
-
-    def _open(self) -> None:
-        if self._client.stream is self:
-            self._stream = self._front.open_stream("Watch", self)
-            self._stream.arrive(WatchRequest(create_request=self._client.next_create()).SerializeToString())
-
-    def _leave(self) -> None:
-        if self._stream is not None:
-            self._front.worker.post(self._stream.cancel)
-        self._client.lose()
-
-    def _look(self) -> None:
-        client = self._client
-        if client.stream is not self:
-            return
-        random = client.random
-        if not self._generation.alive or (client.servers.busy and random.random() < 0.05):
-            self._leave()
-            return
-        if client.servers.busy and random.random() < 0.05:
-            self._slow_until_s = client.scheduler.now_s + random.uniform(0.2, 3.0)
-        client.scheduler.after(0.3, self._look)
-
-    def ask_progress(self) -> None:
-        """See WatchClient."""
-        stream = self._stream
-        if stream is not None:
-            request = WatchRequest(progress_request=WatchProgressRequest()).SerializeToString()
-            self._front.worker.post(lambda: stream.arrive(request))
-
-    def delay_s(self) -> float:
-        """See StreamEnd."""
-        scheduler = self._client.scheduler
-        return max(delay_s(scheduler), self._slow_until_s - scheduler.now_s)
-
-    def on_answer(self, message: bytes) -> None:
-        """See StreamEnd."""
-        client = self._client
-        if client.stream is not self:
-            return
-        answer = WatchResponse.FromString(message)
-        if answer.created:
-            assert not answer.canceled, answer
-            if client.watch is None:
-                client.begin_watch(client.create.start_revision or answer.header.revision + 1)
-        elif answer.canceled:
-            assert answer.compact_revision, answer
-            client.begin_watch(answer.compact_revision)
-            self._leave()
-        else:
-            assert client.watch is not None
-            received = Received(client.scheduler.now_s, answer.header.revision, tuple(answer.events))
-            client.watch.received.append(received)
-
-    def on_end(self, _code: int, _text: str) -> None:
-        """See StreamEnd."""
-        if self._client.stream is self:
-            self._client.lose()
+    def _on_put(self, outcome: Outcome) -> None:
+        self.done = isinstance(outcome, PutResponse)
+        if not self.done:
+            self.scheduler.after(0.1, self.begin)

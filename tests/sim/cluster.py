@@ -50,6 +50,7 @@ class Cluster:
         self.trace: deque[str] = deque(maxlen=TRACE_LINES)
         self.members: dict[int, SimulatedMember] = {}
         self.crashes = 0
+        self.probes = 0
         self.most_entries = 0
         """The last entry that any apply was given."""
         self._traced = traced

@@ -8,7 +8,9 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from node.apply import auto_compaction, flusher, machine, reads
+from node.apply import auto_compaction, flusher, machine, read_index, reads
+from node.front import calls, watch_deliveries
+from node.front import watch as front_watch
 from node.raft import delivery, driver, proposals
 from node.watch import catchup, registry
 from node.watch import process as watch_process
@@ -25,6 +27,12 @@ _CHOICES: tuple[tuple[Any, str, tuple[Any, ...]], ...] = (
     (registry, "MAX_REVISIONS", (3, 1000)),
     (catchup, "MAX_HITS", (4, 8192)),
     (registry, "LINGER_S", (0.5, 10.0)),
+    (calls, "MAX_PROPOSALS", (3, 20_000)),
+    (driver, "MAX_BACKLOG_BYTES", (2_000, 64 << 20)),
+    (proposals, "MAX_HELD_BYTES", (500, 64 << 20)),
+    (read_index, "MAX_WAITING", (2, 200_000)),
+    (watch_deliveries, "MAX_OWED_BYTES", (300, 64 << 20)),
+    (front_watch, "MAX_PENDING", (2, 128)),
     (auto_compaction, "REVISION_INTERVAL_S", (2.0,)),
 )
 """By module: a constant, and what it may be in a run."""

@@ -11,11 +11,16 @@ from kvorum.pb.rpc_pb2 import CompactionRequest
 from tests.linearizability.check import check
 from tests.linearizability.history import Operation, Session
 from tests.sim.administrator import Administrator, Caretaker
-from tests.sim.clients import Client, KvClient, LeaseClient, WatchClient
+from tests.sim.clients import Client, KvClient, Probe
 from tests.sim.cluster import Broken, Cluster
+from tests.sim.lease_clients import LeaseClient
 from tests.sim.limits import small_limits
 from tests.sim.member import CLOCK_ERROR, Settings, SimulatedMember, base_config
 from tests.sim.trouble import Theme, Trouble
+from tests.sim.watchers import WatchClient
+
+PROBE_S = 20.0
+"""Then a put is done within this."""
 
 SETTLE_S = 60.0
 """So long after all trouble has ended everything must work again."""
@@ -141,8 +146,9 @@ def _settle(cluster: Cluster, watchers: list[WatchClient]) -> None:
         raise Broken(f"the cluster did not settle: {quiet.why()}")
     if not scheduler.run_until(until_s, lambda: cluster.leases() == 0):
         raise Broken(f"{cluster.leases()} leases that nobody keeps alive do not end")
+    _probe(cluster)
     if not scheduler.run_until(until_s, Quiet(cluster)):
-        raise Broken("the cluster did not settle after the end of the last lease")
+        raise Broken("the cluster did not settle after a put")
     cluster.compare()
     last = cluster.history.revisions[-1].number if cluster.history.revisions else 1
 
@@ -157,8 +163,21 @@ def _settle(cluster: Cluster, watchers: list[WatchClient]) -> None:
                 watcher.ask_progress()
         scheduler.run_until(scheduler.now_s + 1.0, seen)
     for watcher in watchers:
-        assert watcher.watch is not None
-        watcher.watch.seen_to = last
+        watcher.must_have_seen(last)
+
+
+def _probe(cluster: Cluster) -> None:
+    """A put is done soon, unless an alarm forbids it. It also brings the store to where every watch has begun."""
+    cluster.probes += 1
+    probe = Probe(cluster, 1000 + cluster.probes)
+    caretaker = Caretaker(cluster, 0)
+    cluster.busy = True
+    caretaker.begin()
+    probe.begin()
+    done = cluster.scheduler.run_until(cluster.scheduler.now_s + PROBE_S, lambda: probe.done)
+    cluster.busy = False
+    if not done:
+        raise Broken("a put is not done though nothing is in its way")
 
 
 class Quiet:

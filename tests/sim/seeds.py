@@ -98,6 +98,14 @@ def run_seeds(seeds: Iterable[int], on_failure: Callable[[str], object] = lambda
     return report
 
 
+def digest_under(number: int, seed: int) -> int:
+    """Of what clients were told in the run of a seed, in a process with this hash seed."""
+    with _start_class(number, [seed]) as process:
+        output, _ = process.communicate()
+    digest: int = json.loads(output)["digest"]
+    return digest
+
+
 def _start_class(number: int, seeds: Sequence[int]) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONHASHSEED": str(number), "PYTHONPATH": str(REPOSITORY)}
     arguments = [sys.executable, "-m", "tests.sim.seeds", json.dumps(seeds)]
@@ -143,6 +151,7 @@ def _run_class(seeds: Sequence[int]) -> None:
             "simulated_s": outcome.simulated_s,
             "operations": outcome.operations,
             "crashes": outcome.crashes,
+            "digest": outcome.digest,
             "failure": failure,
         }
         print(json.dumps(line), flush=True)

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from tests.sim.run import run
-from tests.sim.seeds import run_seeds
+from tests.sim.seeds import digest_under, run_seeds
 
 SEEDS = int(os.environ.get("KVORUM_SIM_SEEDS", "200"))
 
@@ -26,3 +26,8 @@ def test_a_seed_replays_exactly(seed: int) -> None:
     one, other = run(seed), run(seed, traced=True)
     assert one.digest == other.digest
     assert one.events == other.events
+
+
+@pytest.mark.parametrize("seed", [2, 5])
+def test_no_order_of_sets_decides_anything(seed: int) -> None:
+    assert digest_under(1, seed) == digest_under(2, seed)
