@@ -73,7 +73,7 @@ class Network:
         for endpoint in self.endpoints.values():
             for member in endpoint.removed:
                 removed = self.endpoints.get(member)
-                if removed is not None and not self.is_cut(endpoint.member, member):
+                if removed not in (None, endpoint) and not self.is_cut(endpoint.member, member):
                     self.scheduler.after(self.delay_s(), removed.tell_removed)
 
     def leave(self, endpoint: Endpoint) -> None:
