@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from kvorum import API_VERSION, __version__
+from kvorum.log import Level, Logger, LogSettings
+from kvorum.resolver import Resolver
+from kvorum.urls import Url
 from node import bootstrap, datadir, listeners
 from node.bootstrap import Outside, Patience
 from node.config import Config
@@ -20,11 +23,8 @@ from node.flags.notes import Note
 from node.identity import Identity
 from node.init_daemon import notify_ready
 from node.listeners import ListenFailed
-from node.log import Level, Logger, LogSettings
 from node.remote_cluster import RemoteCluster
-from node.resolver import Resolver
 from node.supervisor import Ending, Supervisor
-from node.urls import Url
 
 EXIT_FAILED: Final = 1
 
@@ -98,15 +98,15 @@ def _outside(config: Config, log: Logger) -> Outside:
 
 
 def _discover(config: Config, log: Logger) -> Members:
+    from kvorum.dns_services import srv_records
     from node.discovery_srv import discover
-    from node.dns_services import srv_records
 
     return discover(
         config.name,
         config.discovery_srv,
         config.discovery_srv_name,
         config.initial_advertise_peer_urls,
-        srv_records,
+        lambda service: [(found.target, found.port) for found in srv_records(service)],
         Resolver(log, patience_s=0.0),
         log,
     )
@@ -141,9 +141,12 @@ def _provide_certificates(config: Config, log: Logger) -> None:
 
 def _provide_certificate(cert_file: str, key_file: str, urls: Sequence[Url], years: int, log: Logger) -> None:
     if not (Path(cert_file).exists() and Path(key_file).exists()):
-        from node.self_signed import make_certificate  # its library is large, and few ask for it
+        from kvorum import self_signed  # its library is large, and few ask for it
 
-        make_certificate(cert_file, key_file, urls, years, log)
+        try:
+            self_signed.make_certificate(cert_file, key_file, urls, years, log)
+        except self_signed.CertificateFailed as error:
+            raise StartFailed(str(error)) from None
 
 
 def _check_readable(*paths: str) -> None:

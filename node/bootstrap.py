@@ -6,14 +6,14 @@ Decided once. From then on only the data directory counts, and the flags about i
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
+from kvorum.log import Level, Logger
+from kvorum.resolver import Resolve
 from node import datadir, first_start
 from node.config import ClusterState, Config
 from node.datadir import DataDirError
 from node.first_start import Members
 from node.flags.checks import StartFailed
 from node.identity import Identity, read_identity, write_identity
-from node.log import Level, Logger
-from node.peer_urls import Resolve
 from node.remote_cluster import RemoteCluster
 
 

@@ -6,10 +6,10 @@ import traceback
 from dataclasses import dataclass
 from enum import StrEnum
 
+from kvorum.log import Logger
+from kvorum.urls import Url
 from node.config import Config
 from node.lifeline import Lifeline, inherit, tie_to_parent
-from node.log import Logger
-from node.urls import Url
 
 
 class Role(StrEnum):

@@ -6,8 +6,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from node.log import LogSettings
-from node.urls import Url
+from kvorum.log import LogSettings
+from kvorum.urls import Url
 
 
 class ClusterState(StrEnum):

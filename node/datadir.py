@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from node.log import Logger
+from kvorum.log import Logger
 
 DIRECTORY_MODE: Final = 0o700
 FILE_MODE: Final = 0o600

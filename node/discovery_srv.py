@@ -6,10 +6,10 @@ each member calls itself by its own and the others by numbers. Member ids do not
 
 from collections.abc import Callable, Sequence
 
+from kvorum.log import Logger
+from kvorum.resolver import Resolve, ResolveFailed
+from kvorum.urls import Url, quote
 from node.flags.checks import StartFailed, read_initial_cluster
-from node.log import Logger
-from node.peer_urls import Resolve, ResolveFailed
-from node.urls import Url, quote
 
 Services = Callable[[str], Sequence[tuple[str, int]]]
 """Target host and port of each SRV record of a name; raises ResolveFailed."""

@@ -5,12 +5,13 @@ Errors are StartFailed, with the reference's texts.
 
 from collections.abc import Mapping, Sequence
 
+from kvorum.resolver import Resolve
+from kvorum.urls import Url, parse_urls, quote
 from node import ids
 from node.flags.checks import StartFailed, cluster_text
 from node.identity import FirstMember, Identity
-from node.peer_urls import Resolve, difference
+from node.peer_urls import difference
 from node.remote_cluster import RemoteCluster, RemoteMember
-from node.urls import Url, parse_urls, quote
 
 Members = Mapping[str, Sequence[Url]]
 """What --initial-cluster says: peer URLs by name."""

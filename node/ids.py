@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from hashlib import sha1
 
-from node.urls import Url
+from kvorum.urls import Url
 
 
 def member_id(peer_urls: Iterable[Url], cluster_token: str) -> int:

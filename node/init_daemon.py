@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Mapping
 
-from node.log import Logger
+from kvorum.log import Logger
 
 
 def notify_ready(environ: Mapping[str, str], log: Logger) -> None:

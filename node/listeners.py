@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from kvorum.urls import Url
 from node.child import Listener, Serves
 from node.config import Config
-from node.urls import Url
 
 BACKLOG: Final = 4096
 """Connections that wait while no process takes them; the kernel cuts it to net.core.somaxconn."""

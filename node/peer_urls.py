@@ -1,15 +1,9 @@
 """Whether two lists of peer URLs are the same places: by their texts, else by the addresses of their hosts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from node.urls import Url, is_ip, quote
-
-Resolve = Callable[[str], str]
-"""A host's address; raises ResolveFailed."""
-
-
-class ResolveFailed(Exception):
-    """A host's name has no address; the text says why."""
+from kvorum.resolver import Resolve, ResolveFailed
+from kvorum.urls import Url, is_ip, quote
 
 
 def difference(ours: Sequence[Url], theirs: Sequence[Url], resolve: Resolve) -> str:

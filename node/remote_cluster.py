@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import orjson
 
 from kvorum import API_VERSION
-from node.urls import parse_urls
+from kvorum.urls import parse_urls
 
 CLUSTER_ID_HEADER: Final = "X-Etcd-Cluster-ID"
 MAKE_HEADER: Final = "X-Kvorum-Version"

@@ -12,8 +12,9 @@ import threading
 from collections.abc import Iterable
 from typing import Final
 
+from kvorum.log import Level, Logger
+from kvorum.urls import Url, parse_url
 from node.config import PeerTls
-from node.log import Level, Logger
 from node.raft.peers.tls import client_context, name_refusal
 from node.remote_cluster import (
     CLUSTER_ID_HEADER,
@@ -23,7 +24,6 @@ from node.remote_cluster import (
     read_cluster_id,
     read_members,
 )
-from node.urls import Url, parse_url
 
 ANSWER_MAX_BYTES: Final = 1 << 20
 """Some 5,000 members."""

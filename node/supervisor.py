@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
+from kvorum.log import Logger
+from kvorum.spawn import STOP_SIGNALS, ChildProcess
 from node.child import ChildContext, HeldFile, Listener, Role, Serves, run_child
 from node.config import Config
 from node.generation import Generation, Restarts, State
 from node.identity import Identity, founding_bytes
 from node.lifeline import TEXT_MAX_BYTES, Lifeline, Word, decode, encode
-from node.log import Logger
 from node.rundir import make_run_dir, remove_run_dir
-from node.spawn import STOP_SIGNALS, ChildProcess
 
 ENTRIES: Final[Mapping[Role, str]] = {
     Role.APPLY: "node.apply.process:main",

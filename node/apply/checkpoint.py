@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from kvorum.log import Logger
 from node.apply.contents import CheckpointError, Contents
 from node.apply.host import Job
 from node.apply.mvcc.database import MIB, Cursor
 from node.apply.space import RESERVE_BYTES
 from node.frames import CHECKPOINT
-from node.log import Logger
 from node.raft.snapshots.places import OUTGOING, Files
 
 SMALL_BYTES: Final = 2 * MIB

@@ -6,11 +6,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from kvorum.log import Logger
 from node.apply.figures import ApplyFigures
 from node.apply.mvcc.compaction import Compaction
 from node.apply.outbox import Outbox
 from node.apply.space import is_no_space
-from node.log import Logger
 
 MOST_ROWS: Final = 100
 """A slice: a row takes about 12 us, so 1 to 2 ms."""

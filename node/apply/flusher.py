@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from kvorum.log import Logger
 from node.apply.host import Job
 from node.apply.mvcc.database import Cursor
 from node.apply.space import is_no_space
-from node.log import Logger
 
 FLUSH_REQUESTS: Final = 10_000
 FLUSH_BYTES: Final = 16 << 20

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+from kvorum.log import Logger
 from kvorum.pb.rpc_pb2 import AlarmRequest, AlarmType, CompactionRequest, LeaseRevokeRequest
 from node.apply.auto_compaction import AutoCompaction
 from node.frames import HEADER_BYTES, Kind, Process
-from node.log import Logger
 from node.requests import REPLY, Op, pack_batch, pack_record
 
 FIRST_SEQUENCE: Final = 1

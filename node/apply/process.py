@@ -13,9 +13,10 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Final
 
-from kvorum import errors
+from kvorum import errors, malloc
+from kvorum.log import Logger
 from kvorum.pb.rpc_pb2 import AlarmType
-from node import malloc, membership
+from node import membership
 from node.apply import alarms, lease
 from node.apply.alarms import Alarms
 from node.apply.auto_compaction import of_settings
@@ -54,7 +55,6 @@ from node.frames import (
 from node.front.state import answer
 from node.link import Streams
 from node.link_zmq import Arrivals, BlockingReader, Links
-from node.log import Logger
 from node.membership import Membership
 from node.requests import Op
 

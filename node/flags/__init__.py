@@ -6,6 +6,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from kvorum.log import Level, LogSettings
+from kvorum.urls import quote
 from node.config import Config
 from node.flags.build import Values, build_config, build_log_settings
 from node.flags.checks import CheckFailed, StartFailed
@@ -14,8 +16,6 @@ from node.flags.config_file import read_config_file
 from node.flags.environment import Shadowed, read_environment
 from node.flags.help import USAGE, help_text, version_text
 from node.flags.notes import Note
-from node.log import Level, LogSettings
-from node.urls import quote
 
 
 class Start(NamedTuple):

@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from typing import Final
 
+from kvorum.ciphers import openssl_ciphers
+from kvorum.durations import parse_duration_ns
+from kvorum.log import LEVELS, Level, LogFormat, LogSettings
+from kvorum.urls import Url, quote
 from node.config import (
     AutoCompaction,
     ClientTls,
@@ -15,13 +19,10 @@ from node.config import (
 )
 from node.flags import checks
 from node.flags.checks import CheckFailed, StartFailed
-from node.flags.ciphers import openssl_ciphers
 from node.flags.gates import GATES
 from node.flags.notes import Note
 from node.flags.table import FLAGS, Standing
-from node.flags.values import READERS, parse_duration_ns, parse_int
-from node.log import LEVELS, Level, LogFormat, LogSettings
-from node.urls import Url, quote
+from node.flags.values import READERS, parse_int
 
 DEFAULT_QUOTA_BYTES: Final = 2 * 1024**3
 SUGGESTED_QUOTA_MAX_BYTES: Final = 8 * 1024**3

@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Final, Never
 
+from kvorum.durations import format_duration
+from kvorum.log import DEFAULT, LEVELS
+from kvorum.urls import Url, is_ip, parse_url, quote
 from node.config import PeerTls
 from node.flags.gates import GATES
 from node.flags.table import FLAGS, Standing
-from node.flags.values import READERS, format_duration
-from node.log import DEFAULT, LEVELS
+from node.flags.values import READERS
 from node.peer_urls import quoted
-from node.urls import Url, is_ip, parse_url, quote
 
 ELECTION_TIMEOUT_MAX_MS: Final = 50_000
 

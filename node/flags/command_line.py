@@ -7,9 +7,9 @@ first argument that is not a flag, and `--`, end the flags.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from kvorum.urls import quote
 from node.flags.table import FLAGS, IGNORED
 from node.flags.values import READERS, Kind
-from node.urls import quote
 
 
 class UsageError(Exception):

@@ -6,12 +6,12 @@ Durations are whole numbers of nanoseconds, or texts as on the command line. Lis
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from kvorum.log import Level
+from kvorum.urls import quote
 from node.flags.checks import CheckFailed, StartFailed
 from node.flags.notes import Note
 from node.flags.table import FLAGS
 from node.flags.values import READERS, Kind
-from node.log import Level
-from node.urls import quote
 
 _SECTION_KEYS: Final = {
     "client-transport-security": {

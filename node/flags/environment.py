@@ -3,12 +3,12 @@
 from collections.abc import Container, Mapping
 from typing import Final
 
+from kvorum.log import Level
+from kvorum.urls import quote
 from node.flags.checks import CheckFailed
 from node.flags.notes import Note
 from node.flags.table import FLAGS
 from node.flags.values import READERS
-from node.log import Level
-from node.urls import quote
 
 _PREFIX: Final = "ETCD_"
 _KNOWN: Final = frozenset(("ETCD_VERSION", "ETCD_UNSUPPORTED_ARCH", "ETCD_CONFIG_FILE"))

@@ -3,7 +3,7 @@
 from enum import Enum
 from typing import Final, NamedTuple
 
-from node.urls import quote
+from kvorum.urls import quote
 
 
 class Stage(Enum):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from node.log import Level
+from kvorum.log import Level
 
 
 class Note(NamedTuple):

@@ -16,11 +16,11 @@ from kvorum.pb.rpc_pb2 import (
     MemberRemoveRequest,
     MemberUpdateRequest,
 )
+from kvorum.urls import Url, parse_url
 from node.front.calls import Sink, unmarshal_error
 from node.front.member import Head, Member, UnaryHandler, guarded, too_large
 from node.ids import added_member_id
 from node.requests import LINEARIZABLE, Op
-from node.urls import Url, parse_url
 
 
 class BadUrls(Exception):

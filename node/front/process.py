@@ -12,12 +12,13 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
-from kvorum import API_VERSION, errors
+from kvorum import API_VERSION, errors, malloc
+from kvorum.log import Logger
 from kvorum.pb.internal_pb2 import MembershipState, Publish
 from kvorum.wire.limits import ServerLimits
 from kvorum.wire.server import Server
 from kvorum.wire.tls import server_context
-from node import event_loop, malloc
+from node import event_loop
 from node.child import ChildContext, Listener, Serves
 from node.frames import HEADER_BYTES, LEADERSHIP, Frame, Kind, Process
 from node.front import cluster, health, kv, lease, maintenance
@@ -36,7 +37,6 @@ from node.front.view import MemberPages
 from node.front.watch import WatchService
 from node.front.watch_deliveries import Deliveries
 from node.link_zmq import MOST_FRAMES, Links
-from node.log import Logger
 from node.stats import Figures, add
 
 GRPC_OVERHEAD_BYTES: Final = 512 * 1024

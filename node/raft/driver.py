@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 from kvorum import errors
 from kvorum.errors import Status
+from kvorum.log import Level, Logger
 from kvorum.pb.internal_pb2 import MembershipState
 from node.config import Config
 from node.frames import (
@@ -26,7 +27,6 @@ from node.frames import (
 )
 from node.front.state import answer
 from node.link import Streams
-from node.log import Level, Logger
 from node.membership import Membership
 from node.raft import changes
 from node.raft.core import (

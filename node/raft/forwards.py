@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from kvorum.errors import Status
+from kvorum.log import Logger
 from node.frames import FORWARD, Kind, Process
 from node.link import Streams
-from node.log import Logger
 from node.raft import changes
 from node.raft.changes import Asked
 from node.raft.core import NOBODY, RawNode

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from kvorum.log import Logger
 from node.config import Config
 from node.frames import LEADERSHIP, LEADING, READ_INDEX, Kind, Process
 from node.link import Streams
-from node.log import Logger
 from node.raft.core import NOBODY, RawNode
 from node.raft.read_context import OWN, ReadContext
 

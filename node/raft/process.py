@@ -10,11 +10,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
-from node import event_loop, malloc
+from kvorum import malloc
+from kvorum.log import Logger
+from node import event_loop
 from node.child import ChildContext
 from node.frames import Process
 from node.link_zmq import Links
-from node.log import Logger
 from node.raft.driver import Driver
 from node.raft.peers.identity import Identity
 from node.raft.peers.transport import PeerTransport

@@ -12,10 +12,10 @@ from typing import Final
 
 from kvorum import errors
 from kvorum.errors import Status
+from kvorum.log import Logger
 from kvorum.pb.internal_pb2 import MemberChange, MembershipState
 from kvorum.pb.rpc_pb2 import MoveLeaderRequest
 from node.config import Config
-from node.log import Logger
 from node.membership import Membership
 from node.raft import changes
 from node.raft.changes import Asked, Surroundings, Transfers

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from kvorum.log import Logger
 from node.config import Config
 from node.frames import CHECKPOINT_ASK, Kind, Process
 from node.link import Streams
-from node.log import Logger
 from node.raft.core import Message, Snapshot
 from node.raft.reconfiguration import Reconfiguration
 from node.raft.snapshots.outgoing import Outgoing

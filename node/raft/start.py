@@ -10,11 +10,11 @@ import struct
 from pathlib import Path
 from typing import Final
 
+from kvorum.log import Logger
 from kvorum.pb.internal_pb2 import MemberChange, MembershipState
 from node.child import ChildContext
 from node.config import Config
 from node.frames import Process
-from node.log import Logger
 from node.membership import Membership
 from node.raft import changes
 from node.raft.core.change import decode_change, encode_change

@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
+from kvorum.log import Logger
 from node import stats
-from node.log import Logger
 from node.raft.core.change import encode_conf_state
 from node.raft.core.messages import ConfState, Entry, HardState, Message, Snapshot
 from node.raft.wal.errors import LogFull

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from node import malloc
+from kvorum import malloc
 from node.child import ChildContext
 from node.frames import HEADER_BYTES, Frame, Kind, Process
 from node.front.state import answer

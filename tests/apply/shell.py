@@ -5,6 +5,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any, NoReturn
 
+from kvorum.log import Level, LogFormat, Logger
 from kvorum.pb.rpc_pb2 import RangeRequest
 from node.child import ChildContext, HeldFile, Role
 from node.flags import Start, parse
@@ -12,7 +13,6 @@ from node.frames import HEADER_BYTES, Frame, Kind, Process, pack, unpack
 from node.lifeline import Lifeline
 from node.link import UNBOUNDED, Outlet
 from node.link_zmq import CREDITED
-from node.log import Level, LogFormat, Logger
 from node.requests import FIRST_READ_SEQUENCE, REPLY, Op, pack_read
 from tests.apply.entries import INCARNATION, MEMBER
 

@@ -53,6 +53,12 @@ class SmallDisk:
 
             wait_until(is_full, "the disk to be full")
 
+    def settle(self, taken_bytes: int) -> None:
+        """Wait until so much is taken: what the member prepares beside its work is there."""
+        disk = os.statvfs(self.outside)
+        limit = disk.f_blocks * disk.f_frsize - taken_bytes
+        wait_until(lambda: self.free_bytes <= limit, f"{taken_bytes} bytes to be taken")
+
     def release(self) -> None:
         """Give back what `fill` took."""
         (self.outside / "filler").unlink()

@@ -23,6 +23,7 @@ from kvorum.pb.rpc_pb2 import (
 )
 from loadtest import processes
 from loadtest.launcher import Server, wait_until
+from node.raft.wal.segment import SEGMENT_BYTES
 from tests.calls import OK, Api
 from tests.crash.small_disk import ServerOnDisk, SmallDisk, on_small_disk
 from tests.servers import start_kvorum
@@ -88,6 +89,7 @@ class Unharmed:
 def roomy(tmp_path: Path) -> Iterator[tuple[SmallDisk, ServerOnDisk]]:
     """Room for two segments of the log and 60 MiB."""
     with on_small_disk(tmp_path, 188 * MIB) as (disk, server):
+        disk.settle(2 * SEGMENT_BYTES)
         yield disk, server
 
 

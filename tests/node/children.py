@@ -13,8 +13,8 @@ from pathlib import Path
 
 import orjson
 
+from kvorum.log import Logger
 from node.child import ChildContext
-from node.log import Logger
 
 
 def told(child: ChildContext, order: str) -> bool:

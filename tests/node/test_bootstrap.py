@@ -7,14 +7,14 @@ from pathlib import Path
 import orjson
 import pytest
 
+from kvorum.log import Level, LogFormat, Logger
+from kvorum.urls import Url, parse_urls
 from node.bootstrap import FOUNDER, JOINER, Outside, Patience, identify
 from node.datadir import DataDirError, prepare
 from node.first_start import founder
 from node.flags.checks import StartFailed
 from node.identity import Identity, read_identity
-from node.log import Level, LogFormat, Logger
 from node.remote_cluster import RemoteCluster, RemoteMember
-from node.urls import Url, parse_urls
 from tests.node.flags.parsed import config
 
 URLS = {"a": "http://a:1", "b": "http://b:1", "c": "http://c:1"}

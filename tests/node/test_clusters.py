@@ -9,9 +9,9 @@ from typing import Any
 import orjson
 import pytest
 
+from kvorum.self_signed import write_certificate
 from loadtest.cluster import Cluster, RefusedError, ask, running_cluster, status
 from loadtest.launcher import Kind, Server, wait_until
-from node.self_signed import write_certificate
 
 PATIENCE_S = 15.0
 REMOVED = "the member has been permanently removed from the cluster"

@@ -10,9 +10,9 @@ from pathlib import Path
 import orjson
 import pytest
 
+from kvorum.log import Level, LogFormat, Logger
 from node import datadir
 from node.datadir import DataDirError
-from node.log import Level, LogFormat, Logger
 from node.rundir import SOCKET_NAME_MAX_BYTES, make_run_dir, remove_run_dir
 
 

@@ -8,16 +8,16 @@ from typing import ClassVar
 
 import pytest
 
+from kvorum.log import Level, LogFormat, Logger
 from kvorum.pb.rpc_pb2 import MemberAddRequest, MemberListRequest
+from kvorum.resolver import ResolveFailed
+from kvorum.urls import parse_urls
 from loadtest.launcher import Kind, Port, Server
 from node import remote_http
 from node.config import ClusterState, Config
 from node.first_start import check_founder, check_joiner, check_not_founded, founder, joined
 from node.flags.checks import StartFailed
-from node.log import Level, LogFormat, Logger
-from node.peer_urls import ResolveFailed
 from node.remote_cluster import RemoteCluster, RemoteMember
-from node.urls import parse_urls
 from tests.calls import Api
 from tests.node.flags.parsed import config as parsed
 from tests.node.flags.test_reference import asked

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from kvorum.pb.internal_pb2 import Founding
 from kvorum.pb.rpc_pb2 import Member
+from kvorum.urls import parse_urls
 from node.datadir import DataDirError
 from node.first_start import founder
 from node.identity import FirstMember, Identity, founding_bytes, read_identity, write_identity
-from node.urls import parse_urls
 
 IDS = st.integers(1, 2**64 - 1)
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)

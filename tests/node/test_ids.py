@@ -1,8 +1,8 @@
 """Ids of member and cluster: those of the reference for the same flags."""
 
+from kvorum.urls import parse_urls
 from node.first_start import founder
 from node.ids import cluster_id, member_id
-from node.urls import parse_urls
 
 
 def test_the_ids_of_all_defaults() -> None:

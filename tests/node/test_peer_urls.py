@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import orjson
 import pytest
 
-from node.log import Level, LogFormat, Logger
-from node.peer_urls import ResolveFailed, difference
-from node.resolver import PATIENCE_S, RETRY_S, Resolver
-from node.urls import parse_urls
+from kvorum.log import Level, LogFormat, Logger
+from kvorum.resolver import PATIENCE_S, RETRY_S, ResolveFailed, Resolver
+from kvorum.urls import parse_urls
+from node.peer_urls import difference
 
 ADDRESSES = {"a": "10.0.0.1", "b": "10.0.0.2", "six": "fd00::6"}
 

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvorum.log import Level, LogFormat, Logger
+from kvorum.self_signed import write_certificate
 from node import remote_http
 from node.config import PeerTls
-from node.log import Level, LogFormat, Logger
 from node.remote_cluster import RemoteCluster, RemoteMember, incompatibility, read_cluster_id, read_members
 from node.remote_http import ANSWER_MAX_BYTES
-from node.self_signed import write_certificate
 from tests.node.flags.parsed import config
 
 MEMBERS = (

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from kvorum.log import Level, LogFormat, Logger
 from loadtest.launcher import wait_until
 from loadtest.processes import alive
 from node import datadir, generation
@@ -19,7 +20,6 @@ from node.first_start import founder
 from node.flags import Start, parse
 from node.flags.checks import read_initial_cluster
 from node.identity import Identity, founding_bytes
-from node.log import Level, LogFormat, Logger
 from node.supervisor import Ending, Supervisor
 from tests.node.members import READY, ROLES, TIMEOUT_S, Member
 

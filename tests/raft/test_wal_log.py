@@ -4,6 +4,7 @@ import errno
 import gc
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,19 @@ def disk() -> Iterator[SimulatedDisk]:
 
 
 class TestOnTheRealDisk:
+    def test_room_that_is_not_enough_is_not_taken_for_a_moment(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def nearly_full(fd: int) -> os.statvfs_result:
+            return os.statvfs_result((4096, 4096, 1000, 10, 9, 0, 0, 0, 0, 255))
+
+        monkeypatch.setattr(os, "fstatvfs", nearly_full)
+        WriteAheadLog.create(DiskDirectory(tmp_path / "fits"), METADATA, segment_bytes=9 * 4096).close()
+        with closing(DiskDirectory(tmp_path / "large")) as directory, pytest.raises(LogFull):
+            monkeypatch.setattr(os, "posix_fallocate", lambda *_: pytest.fail("took what there was"))
+            WriteAheadLog.create(directory, METADATA, segment_bytes=9 * 4096 + 1)
+        assert list((tmp_path / "large").iterdir()) == []
+
     def test_files_are_named_sized_and_private(self, tmp_path: Path) -> None:
         """SL11, SL12."""
         path = tmp_path / "member" / "wal"

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
+from kvorum.log import Level
 from kvorum.pb.internal_pb2 import Founding
 from kvorum.pb.mvcc_pb2 import Event, KeyValue
 from kvorum.pb.rpc_pb2 import HashKVResponse, Member
@@ -17,7 +18,6 @@ from node.apply.mvcc.rows import HISTORY, META, VERSIONS
 from node.apply.mvcc.store import Store
 from node.config import Config
 from node.frames import ENTRY_HEADER, HEADER_BYTES
-from node.log import Level
 from node.raft.wal.errors import LogFailed, LogFull
 from tests.linearizability.history import History, Operation, Revision
 from tests.sim.clock import Scheduler

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NoReturn, Protocol, cast
 
+from kvorum.log import Level, LogFormat, Logger
 from kvorum.pb.rpc_pb2 import Member
 from node.apply.contents import Contents
 from node.apply.host import Job
@@ -22,7 +23,6 @@ from node.config import AutoCompaction, CompactionMode, Config
 from node.flags import Start, parse
 from node.frames import Kind, Process
 from node.link_zmq import Arrivals
-from node.log import Level, LogFormat, Logger
 from node.membership import TABLE, Membership
 from node.raft.driver import Driver
 from node.raft.snapshots import places

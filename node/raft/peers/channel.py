@@ -6,11 +6,11 @@ import asyncio
 import socket
 from typing import Final
 
+from kvorum.urls import parse_url
 from kvorum.wire.client import Channel
 from kvorum.wire.limits import MIB, ClientLimits
 from node.config import PeerTls
 from node.raft.peers.tls import certificate_of, client_context, name_refusal
-from node.urls import parse_url
 
 CONNECT_TIMEOUT_S: Final = 3.0
 """One attempt: three round trips with TLS, for members on two continents."""

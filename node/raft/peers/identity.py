@@ -9,8 +9,8 @@ from typing import Final
 
 from kvorum import API_VERSION
 from kvorum.errors import Code
+from kvorum.urls import parse_urls
 from kvorum.wire.grpc import Metadata
-from node.urls import parse_urls
 
 CLUSTER: Final = "kvorum-cluster-id"
 FROM: Final = "kvorum-from-member"

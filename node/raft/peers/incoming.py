@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Final, Protocol
 
 from kvorum.errors import Code
+from kvorum.log import Level
 from kvorum.wire.connection import ConnectionFault
 from kvorum.wire.frames import ErrorCode
 from kvorum.wire.head import Head
@@ -14,7 +15,6 @@ from kvorum.wire.limits import MIB, ServerLimits
 from kvorum.wire.routes import CancelReason, StreamHandler, StreamOpen, UnaryHandler
 from kvorum.wire.server_calls import ServerStream
 from kvorum.wire.server_connection import ServerConnection
-from node.log import Level
 from node.raft.core import Message, MessageType
 from node.raft.peers.channel import MESSAGE_BYTES
 from node.raft.peers.codec import decode

@@ -18,11 +18,11 @@ from enum import Enum
 from typing import Final, Protocol
 
 from kvorum.errors import Code
+from kvorum.log import Level
 from kvorum.wire.calls import ClientStream
 from kvorum.wire.client import Channel
 from kvorum.wire.grpc import Metadata, pack_prefix
 from kvorum.wire.limits import KIB, MIB
-from node.log import Level
 from node.raft.core import Message, MessageType
 from node.raft.core.messages import payload_bytes
 from node.raft.peers.channel import BULK_QUEUE_BYTES, MESSAGE_BYTES

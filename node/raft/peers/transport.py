@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Final, cast
 
+from kvorum.log import Level, Logger
 from kvorum.pb.rpc_pb2 import Member
 from kvorum.wire.client import Channel
 from kvorum.wire.routes import StreamOpen
 from kvorum.wire.server import AcceptedProtocol, Server
 from node.child import Listener
 from node.config import PeerTls
-from node.log import Level, Logger
 from node.raft.core import Message
 from node.raft.peers.channel import limit_unsent, peer_channel
 from node.raft.peers.identity import URLS, Identity

@@ -6,7 +6,7 @@ from typing import Final
 
 import orjson
 
-from node.log import Logger
+from kvorum.log import Logger
 from node.raft.snapshots.places import FIGURES, Files
 from node.stats import Figures, Histogram, add, histogram
 

@@ -12,10 +12,10 @@ from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
 from kvorum.errors import Code
+from kvorum.log import Logger
 from kvorum.wire.head import Head
 from kvorum.wire.limits import KIB
 from kvorum.wire.routes import CancelReason, StreamHandler, StreamOpen
-from node.log import Logger
 from node.raft.core import Message
 from node.raft.peers.identity import Identity, StreamRefused
 from node.raft.snapshots import places

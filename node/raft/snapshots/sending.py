@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from kvorum.log import Logger, LogSettings
+from kvorum.spawn import ChildProcess
 from node.config import PeerTls
-from node.log import Logger, LogSettings
 from node.raft.core import Message
 from node.raft.peers.codec import encode
 from node.raft.peers.identity import Identity
 from node.raft.snapshots.sender import Order, main
-from node.spawn import ChildProcess
 from node.stats import Figures, Histogram, histogram
 
 PROCESSES_MAX: Final = 3

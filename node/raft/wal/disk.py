@@ -1,5 +1,6 @@
 """The real disk under the log."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Sequence
@@ -46,7 +47,13 @@ class DiskFile:
                 offset += written
 
     def allocate(self, size: int) -> None:
-        if size > self.size():
+        needed = size - self.size()
+        if needed > 0:
+            # A file system takes what it has before it says that this is not enough: for that moment everyone else on
+            # the disk would find it full, and this member raise its alarm.
+            disk = os.fstatvfs(self._fd)
+            if disk.f_blocks and disk.f_bavail * disk.f_frsize < needed:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.posix_fallocate(self._fd, 0, size)
 
     def truncate(self, size: int) -> None:

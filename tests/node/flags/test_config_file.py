@@ -2,8 +2,8 @@
 
 import pytest
 
+from kvorum.urls import Url
 from node.flags import Exit, Start
-from node.urls import Url
 from tests.node.flags.parsed import config, error, run
 
 

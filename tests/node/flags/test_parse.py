@@ -2,11 +2,11 @@
 
 import pytest
 
+from kvorum.log import Level, LogFormat
+from kvorum.urls import Url
 from node.config import AutoCompaction, CompactionMode
 from node.flags import Exit, Start
 from node.flags.table import FLAGS, IGNORED, Standing
-from node.log import Level, LogFormat
-from node.urls import Url
 from tests.node.flags.parsed import config, error, run
 
 

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvorum.durations import PARSE_ERROR, format_duration, parse_duration_ns
 from node.flags import values
 from node.flags.gates import parse_gates
 
-PARSE, RANGE = values.PARSE_ERROR, values.OUT_OF_RANGE
+PARSE, RANGE = PARSE_ERROR, values.OUT_OF_RANGE
 
 
 @pytest.mark.parametrize(
@@ -27,12 +28,12 @@ PARSE, RANGE = values.PARSE_ERROR, values.OUT_OF_RANGE
         (values.parse_int, "-5", -5),
         (values.parse_int, "+5", 5),
         (values.parse_uint32, "4294967295", 2**32 - 1),
-        (values.parse_duration_ns, "0", 0),
-        (values.parse_duration_ns, "5s", 5_000_000_000),
-        (values.parse_duration_ns, "1h15m30.918s", 4_530_918_000_000),
-        (values.parse_duration_ns, "-1.5h", -5_400_000_000_000),
-        (values.parse_duration_ns, ".5ms", 500_000),
-        (values.parse_duration_ns, "3µs", 3_000),
+        (parse_duration_ns, "0", 0),
+        (parse_duration_ns, "5s", 5_000_000_000),
+        (parse_duration_ns, "1h15m30.918s", 4_530_918_000_000),
+        (parse_duration_ns, "-1.5h", -5_400_000_000_000),
+        (parse_duration_ns, ".5ms", 500_000),
+        (parse_duration_ns, "3µs", 3_000),
         (values.parse_strings, "b,a,b", ("a", "b")),
         (values.parse_strings, "", ()),
     ],
@@ -58,11 +59,11 @@ def test_a_good_value(read: Callable[[str], object], text: str, value: object) -
         (values.parse_int, str(2**63), RANGE),
         (values.parse_uint32, "x", 'strconv.ParseUint: parsing "x": invalid syntax'),
         (values.parse_uint32, str(2**32), 'strconv.ParseUint: parsing "4294967296": value out of range'),
-        (values.parse_duration_ns, "5", PARSE),
-        (values.parse_duration_ns, "", PARSE),
-        (values.parse_duration_ns, ".s", PARSE),
-        (values.parse_duration_ns, "1d", PARSE),
-        (values.parse_duration_ns, "300000h" * 10, PARSE),
+        (parse_duration_ns, "5", PARSE),
+        (parse_duration_ns, "", PARSE),
+        (parse_duration_ns, ".s", PARSE),
+        (parse_duration_ns, "1d", PARSE),
+        (parse_duration_ns, "300000h" * 10, PARSE),
     ],
 )
 def test_a_bad_value(read: Callable[[str], object], text: str, reason: str) -> None:
@@ -85,12 +86,12 @@ def test_a_bad_value(read: Callable[[str], object], text: str, reason: str) -> N
     ],
 )
 def test_a_duration_is_written_as_go_does(duration_ns: int, text: str) -> None:
-    assert values.format_duration(duration_ns) == text
+    assert format_duration(duration_ns) == text
 
 
 @given(st.integers(-(2**63) + 1, 2**63 - 1))
 def test_a_written_duration_is_read_back(duration_ns: int) -> None:
-    assert values.parse_duration_ns(values.format_duration(duration_ns)) == duration_ns
+    assert parse_duration_ns(format_duration(duration_ns)) == duration_ns
 
 
 def test_gates_have_their_defaults() -> None:

@@ -9,15 +9,15 @@ from typing import Any
 import orjson
 import uvloop
 
+from kvorum.log import Level, LogFormat, Logger
 from kvorum.pb.rpc_pb2 import Member
+from kvorum.urls import parse_url
 from kvorum.wire.routes import StreamOpen
 from node.child import Listener, Serves
 from node.config import PeerTls
-from node.log import Level, LogFormat, Logger
 from node.raft.core import Message, MessageType
 from node.raft.peers.identity import Identity
 from node.raft.peers.transport import PeerTransport
-from node.urls import parse_url
 
 DEADLINE_S = 20.0
 CLUSTER = 0xC1

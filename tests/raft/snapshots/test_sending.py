@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from kvorum.log import LogSettings
+from kvorum.self_signed import write_certificate
 from kvorum.wire.client import Channel
 from node.config import PeerTls
-from node.log import LogSettings
 from node.raft.core import Message
 from node.raft.peers.channel import peer_channel
 from node.raft.peers.identity import Identity
@@ -25,7 +26,6 @@ from node.raft.snapshots.sender import SNAPSHOT_CLIENT_LIMITS, SendFailed, Sendi
 from node.raft.snapshots.sending import PROCESSES_MAX, SnapshotSending, pause_after
 from node.raft.snapshots.thread import OneThread
 from node.raft.snapshots.transfer import CHUNK_BYTES
-from node.self_signed import write_certificate
 from tests.apply.shell import Lines
 from tests.raft.peers.certificates import NO_TLS
 from tests.raft.peers.members import Place, TestMember, close, run, until

@@ -2,7 +2,7 @@
 
 import pytest
 
-from node.urls import Url, is_ip, parse_url, parse_urls, quote, split_host_port
+from kvorum.urls import Url, is_ip, parse_url, parse_urls, quote, split_host_port
 
 
 @pytest.mark.parametrize(

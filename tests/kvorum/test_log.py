@@ -12,8 +12,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from node import log as log_module
-from node.log import JOURNAL, Level, LogFormat, Logger, LogSettings
+from kvorum import log as log_module
+from kvorum.log import JOURNAL, Level, LogFormat, Logger, LogSettings
 
 NOW_NS = 1_700_000_000_123_456_789
 
@@ -51,7 +51,7 @@ def test_a_line_is_one_json_object_with_the_fixed_keys_first(zone: pytest.Monkey
     assert list(book.last) == ["level", "ts", "caller", "msg", "member-id", "count", "names"]
     assert (book.last["level"], book.last["msg"]) == ("info", "hello")
     assert book.last["ts"] == "2023-11-14T22:13:20.123456Z"
-    assert re.fullmatch(r"node/test_log\.py:\d+", str(book.last["caller"]))
+    assert re.fullmatch(r"kvorum/test_log\.py:\d+", str(book.last["caller"]))
 
 
 def test_a_zone_that_is_not_utc_is_written_as_its_offset(zone: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_files_are_appended_to_and_shared_by_processes(tmp_path: Path) -> None:
     path.write_text("before\n")
     settings = LogSettings(outputs=(str(path),))
     Logger.open(settings).info("first")
-    script = f"from node.log import Logger, LogSettings; Logger.open(LogSettings(outputs=({str(path)!r},))).info('x')"
+    script = f"from kvorum.log import Logger, LogSettings; Logger.open(LogSettings(outputs=({str(path)!r},))).info('x')"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=20)
     Logger.open(settings).info("third")
     lines = path.read_text().splitlines()
@@ -139,7 +139,7 @@ def test_files_are_appended_to_and_shared_by_processes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("output", "stream"), [("default", 2), ("stderr", 2), ("stdout", 1)])
 def test_standard_outputs(output: str, stream: int) -> None:
-    script = f"from node.log import Logger, LogSettings; Logger.open(LogSettings(outputs=({output!r},))).info('x')"
+    script = f"from kvorum.log import Logger, LogSettings; Logger.open(LogSettings(outputs=({output!r},))).info('x')"
     done = subprocess.run([sys.executable, "-c", script], check=True, timeout=20, capture_output=True)
     assert orjson.loads((done.stdout, done.stderr)[stream - 1])["msg"] == "x"
     assert (done.stdout, done.stderr)[2 - stream] == b""

@@ -9,20 +9,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from node.flags.checks import StartFailed
-from node.log import Logger
-from node.spawn import ChildProcess
-from node.urls import Url
+from kvorum.log import Logger
+from kvorum.spawn import ChildProcess
+from kvorum.urls import Url
 
 if TYPE_CHECKING:
     from cryptography import x509
 
 
+class CertificateFailed(Exception):
+    """No certificate could be made; the text says why."""
+
+
 def make_certificate(cert_file: str, key_file: str, urls: Sequence[Url], years: int, log: Logger) -> None:
-    """Make the two files, for the hosts of the secure listeners among `urls`. Raises StartFailed."""
+    """Make the two files, for the hosts of the secure listeners among `urls`. Raises CertificateFailed."""
     hosts = sorted({url.address[0] for url in urls if url.is_secure and not url.is_unix} | {"localhost"})
     if years == 0:
-        raise StartFailed("--self-signed-cert-validity must be >0 (set to 0)")
+        raise CertificateFailed("--self-signed-cert-validity must be >0 (set to 0)")
     log.warn("automatically generate certificates", cert=cert_file, hosts=hosts, validity_years=years)
     process = ChildProcess(write_certificate, (cert_file, key_file, hosts, years), "kvorum-certificate")
     process.start()
@@ -30,7 +33,7 @@ def make_certificate(cert_file: str, key_file: str, urls: Sequence[Url], years: 
     failed = process.exitcode != 0
     process.close()
     if failed:
-        raise StartFailed(f"cannot make the certificate {cert_file}")
+        raise CertificateFailed(f"cannot make the certificate {cert_file}")
 
 
 def write_certificate(cert_file: str, key_file: str, hosts: Sequence[str], validity_years: int) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from node.urls import quote
+from kvorum.urls import quote
 
 _OPENSSL: Final = {
     "TLS_RSA_WITH_AES_128_CBC_SHA": "AES128-SHA",

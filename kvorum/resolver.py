@@ -5,13 +5,19 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from node.log import Logger
-from node.peer_urls import ResolveFailed
+from kvorum.log import Logger
 
 PATIENCE_S: Final = 30.0
 """By default, for all names together, counted from the first that is asked for."""
 
 RETRY_S: Final = 1.0
+
+Resolve = Callable[[str], str]
+"""A host's address; raises ResolveFailed."""
+
+
+class ResolveFailed(Exception):
+    """A host's name has no address; the text says why."""
 
 
 class Resolver:
