@@ -1,0 +1,1 @@
+"""The TCP gateway: connections of clients to the members of a cluster, as bytes."""

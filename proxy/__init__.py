@@ -1,0 +1,1 @@
+"""The gRPC proxy: many clients, few upstream streams."""

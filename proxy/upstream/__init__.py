@@ -1,0 +1,1 @@
+"""The members that a proxy forwards to, and which of them is in use."""
