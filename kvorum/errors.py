@@ -124,3 +124,8 @@ DOWNGRADE_IN_PROCESS: Final = Status(Code.FAILED_PRECONDITION, "etcdserver: clus
 NO_INFLIGHT_DOWNGRADE: Final = Status(Code.FAILED_PRECONDITION, "etcdserver: no inflight downgrade job")
 CANCELED: Final = Status(Code.CANCELLED, "etcdserver: request canceled")
 DEADLINE_EXCEEDED: Final = Status(Code.DEADLINE_EXCEEDED, "etcdserver: context deadline exceeded")
+
+
+def unmarshal_error(error: Exception) -> Status:
+    """What a message that is no protobuf is answered with (G8)."""
+    return Status(Code.INTERNAL, f"grpc: error unmarshalling request: {error}")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from kvorum import errors
-from kvorum.errors import Code, Status
+from kvorum.errors import Status
 from node.frames import FORWARD, HEADER_BYTES, Kind, Process
 from node.front.leader_reads import LeaderReads
 from node.requests import (
@@ -301,8 +301,3 @@ class Calls:
             if call is not None:
                 self.failed += 1
                 call[0].fail(call[1], *status)
-
-
-def unmarshal_error(error: Exception) -> Status:
-    """What a message that is no protobuf is answered with (G8)."""
-    return Status(Code.INTERNAL, f"grpc: error unmarshalling request: {error}")

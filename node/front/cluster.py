@@ -8,6 +8,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from kvorum import errors
+from kvorum.errors import unmarshal_error
 from kvorum.pb.internal_pb2 import MemberChange
 from kvorum.pb.rpc_pb2 import (
     MemberAddRequest,
@@ -17,7 +18,7 @@ from kvorum.pb.rpc_pb2 import (
     MemberUpdateRequest,
 )
 from kvorum.urls import Url, parse_url
-from node.front.calls import Sink, unmarshal_error
+from node.front.calls import Sink
 from node.front.member import Head, Member, UnaryHandler, guarded, too_large
 from node.ids import added_member_id
 from node.requests import LINEARIZABLE, Op

@@ -8,9 +8,9 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from kvorum import errors
-from kvorum.errors import Code
+from kvorum.errors import Code, unmarshal_error
 from kvorum.pb.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from node.front.calls import Sink, unmarshal_error
+from node.front.calls import Sink
 from node.front.member import Head, Member, UnaryHandler, admitted, needs_leader
 
 SERVING = HealthCheckResponse(status=HealthCheckResponse.SERVING).SerializeToString()

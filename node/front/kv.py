@@ -8,10 +8,10 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from kvorum import errors
-from kvorum.errors import ApiError, Status
+from kvorum.errors import ApiError, Status, unmarshal_error
 from kvorum.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest
 from node import check
-from node.front.calls import Sink, unmarshal_error
+from node.front.calls import Sink
 from node.front.member import Head, Member, UnaryHandler, admitted, guarded, needs_leader, too_large
 from node.requests import LINEARIZABLE, Op
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError
 
 from kvorum import errors
-from kvorum.errors import Status
+from kvorum.errors import Status, unmarshal_error
 from kvorum.pb.rpc_pb2 import (
     LeaseGrantRequest,
     LeaseKeepAliveRequest,
@@ -18,7 +18,7 @@ from kvorum.pb.rpc_pb2 import (
     LeaseTimeToLiveRequest,
 )
 from kvorum.wire.routes import CancelReason
-from node.front.calls import Sink, unmarshal_error
+from node.front.calls import Sink
 from node.front.kv import parse_error
 from node.front.member import KEEP_ALIVE, Head, Member, UnaryHandler, admitted, guarded, needs_leader
 from node.requests import LINEARIZABLE, Op

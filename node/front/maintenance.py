@@ -7,7 +7,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from kvorum import API_VERSION, errors
-from kvorum.errors import Status
+from kvorum.errors import Status, unmarshal_error
 from kvorum.pb.rpc_pb2 import (
     AlarmRequest,
     AuthStatusRequest,
@@ -19,7 +19,7 @@ from kvorum.pb.rpc_pb2 import (
     StatusResponse,
 )
 from node.frames import Process
-from node.front.calls import Sink, unmarshal_error
+from node.front.calls import Sink
 from node.front.kv import parse_error
 from node.front.member import Head, Member, UnaryHandler, guarded
 from node.front.state import StateAsks, States

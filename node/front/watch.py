@@ -12,10 +12,9 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError
 
 from kvorum import errors
-from kvorum.errors import Code, Status
+from kvorum.errors import Code, Status, unmarshal_error
 from kvorum.pb.rpc_pb2 import WatchCreateRequest, WatchRequest
 from kvorum.wire.routes import CancelReason
-from node.front.calls import unmarshal_error
 from node.front.member import WATCH, Head, admitted, needs_leader
 from node.front.watch_deliveries import Deliveries
 from node.front.watch_groups import NO_MARK, ClientWatch, Registration, Spec, State, Wire
