@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 from google.protobuf.message import Message
 
+from kvorum import errors
 from kvorum.errors import Code, Status
 from kvorum.pb.mvcc_pb2 import KeyValue
 from kvorum.pb.rpc_pb2 import (
@@ -332,7 +333,7 @@ class _RangeStream:
 
 
 class Probe(Client):
-    """Puts once, as soon as somebody takes it."""
+    """Puts once, as soon as somebody takes it; compacts everything when there is no space for it."""
 
     def __init__(self, servers: Servers, number: int) -> None:
         super().__init__(servers, number)
@@ -344,5 +345,17 @@ class Probe(Client):
 
     def _on_put(self, outcome: Outcome) -> None:
         self.done = isinstance(outcome, PutResponse)
-        if not self.done:
-            self.scheduler.after(0.1, self.begin)
+        if outcome == errors.NO_SPACE:
+            self.ask(RangeRequest(key=KEYS[0]), self._on_range)
+        elif not self.done:
+            self._try_again()
+
+    def _on_range(self, outcome: Outcome) -> None:
+        if isinstance(outcome, RangeResponse):
+            request = CompactionRequest(revision=outcome.header.revision, physical=True)
+            self.ask(request, lambda _: self._try_again())
+        else:
+            self._try_again()
+
+    def _try_again(self) -> None:
+        self.scheduler.after(0.1, self.begin)

@@ -167,10 +167,14 @@ def _settle(cluster: Cluster, watchers: list[WatchClient]) -> None:
 
 
 def _probe(cluster: Cluster) -> None:
-    """A put is done soon, unless an alarm forbids it. It also brings the store to where every watch has begun."""
+    """A put is done soon; it brings the store to where every watch has begun.
+
+    Where there is no space left, what an operator does about it (a compaction, then the end of the alarms) must help.
+    """
     cluster.probes += 1
     probe = Probe(cluster, 1000 + cluster.probes)
     caretaker = Caretaker(cluster, 0)
+    caretaker.think_s = 0.1
     cluster.busy = True
     caretaker.begin()
     probe.begin()
