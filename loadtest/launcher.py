@@ -98,6 +98,8 @@ class Server:
     `data_dir` and the ports stay the same over `stop` or `kill` and `start`; the log file is appended to.
     """
 
+    ready_message = READY_MESSAGE
+
     def __init__(self, kind: Kind, directory: Path, flags: Mapping[str, str] | None = None, name: str = "m1") -> None:
         self.kind = kind
         self.name = name
@@ -163,7 +165,7 @@ class Server:
         with self.log_path.open("rb") as log:
             log.seek(self._ready_from)
             for line in log:
-                if READY_MESSAGE.encode() in line and json.loads(line)["msg"] == READY_MESSAGE:
+                if self.ready_message.encode() in line and json.loads(line)["msg"] == self.ready_message:
                     return True
         if status is not None:
             raise RuntimeError(f"{self.kind.value} ended with status {status} before it was ready:\n{self.log_tail()}")
@@ -185,7 +187,7 @@ class Server:
         """How many times this run has said that it is ready: once at its start and once per new generation."""
         with self.log_path.open("rb") as log:
             log.seek(self._ready_from)
-            return sum(READY_MESSAGE.encode() in line for line in log)
+            return sum(self.ready_message.encode() in line for line in log)
 
     def stop(self) -> int:
         """Ends the member gracefully; returns its exit status. No process of it may be left."""

@@ -6,7 +6,7 @@ the tests.
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pytest
 
 from loadtest.cluster import Cluster, running_cluster
 from loadtest.launcher import Kind, Server, running
+from loadtest.proxies import running_gateway, running_proxy
 
 SUBJECT = Kind(os.environ.get("KVORUM_SUBJECT", "kvorum"))
 
@@ -68,6 +69,20 @@ def start_reference_cluster(
 ) -> AbstractContextManager[Cluster]:
     """A cluster of the reference whose members all serve."""
     return running_cluster(Kind.REFERENCE, size, flags, relayed=relayed, directory=directory)
+
+
+def start_proxy(
+    endpoints: Sequence[str], flags: Mapping[str, str] | None = None, kind: Kind = SUBJECT
+) -> AbstractContextManager[Server]:
+    """A gRPC proxy of kvorum (or of what KVORUM_SUBJECT puts in its place) in front of members, ready to serve."""
+    return running_proxy(kind, endpoints, flags)
+
+
+def start_gateway(
+    endpoints: Sequence[str], flags: Mapping[str, str] | None = None, kind: Kind = SUBJECT
+) -> AbstractContextManager[Server]:
+    """A TCP gateway of kvorum (or of what KVORUM_SUBJECT puts in its place) in front of members, ready to serve."""
+    return running_gateway(kind, endpoints, flags)
 
 
 @pytest.fixture(scope="session")

@@ -92,7 +92,9 @@ class UnaryClientCall(ClientCall):
         self.connection = None
         self.id = 0
         self.head = self.reader = None
-        self.remote_closed = self.local_closed = False
+        self.remote_closed = self.local_closed = self.throttled = False
+        self.queue = self.tail = None
+        self.queue_offset = self.queued_bytes = 0
         self.reply = None
 
     def on_message(self, message: bytes) -> None:

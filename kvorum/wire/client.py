@@ -60,10 +60,13 @@ class Channel:
         server_name: str | None = None,
         limits: ClientLimits | None = None,
         check: ConnectionCheck | None = None,
+        on_lost: Callable[["Channel"], None] | None = None,
     ) -> None:
-        """`server_name` is what the server's certificate must be for, instead of the host."""
+        """`server_name` is what the server's certificate must be for, instead of the host. `on_lost` is told that a
+        connection, or an attempt to get one, has failed, before the calls that end by it are."""
         self.address = address
         self.check = check
+        self._on_lost = on_lost
         self.limits = limits if limits is not None else ClientLimits()
         self._tls = tls
         self._server_name = server_name
@@ -100,7 +103,7 @@ class Channel:
         """A unary call; `done` gets (code, text, message), never within this call. Raises ValueError for metadata
         that cannot be sent."""
         call = UnaryClientCall(path, self._fields(metadata), self._deadline(timeout_s), message, self._settled, done)
-        self._launch(call)
+        self.launch(call)
         return call
 
     def cancel(self, call: ClientCall) -> None:
@@ -116,8 +119,26 @@ class Channel:
     ) -> ClientStream:
         """A streaming call whose replies go to the handler."""
         call = ClientStream(path, self._fields(metadata), self._deadline(timeout_s), self._settled, handler)
-        self._launch(call)
+        self.launch(call)
         return call
+
+    def launch(self, call: UnaryClientCall | ClientStream) -> None:
+        """Begin a call that has been made elsewhere, or has ended at another channel and was restarted."""
+        call.settled = self._settled
+        if call.deadline_at is not None:
+            now = self._loop.time()
+            call.slot = self._deadlines.add(call, self, now, max(0.0, call.deadline_at - now))
+            self._watch_deadlines()
+        protocol = self._protocol
+        if protocol is not None and not self._waiting and protocol.connection.can_start:
+            protocol.connection.start(call, self._loop.time())
+        elif self._closed:
+            self._loop.call_soon(self._end, call, Code.CANCELLED, "grpc: the client connection is closing")
+        elif len(self._waiting) >= self.limits.waiting_calls:
+            self._loop.call_soon(self._end, call, Code.RESOURCE_EXHAUSTED, "grpc: too many waiting calls")
+        else:
+            self._waiting.append(call)
+            self._connect()
 
     def flush(self) -> None:
         """Write what calls have produced. Optional: it happens in the next turn of the loop anyway."""
@@ -179,22 +200,6 @@ class Channel:
 
     def _deadline(self, timeout_s: float | None) -> float | None:
         return None if timeout_s is None else self._loop.time() + timeout_s
-
-    def _launch(self, call: ClientCall) -> None:
-        if call.deadline_at is not None:
-            now = self._loop.time()
-            call.slot = self._deadlines.add(call, self, now, max(0.0, call.deadline_at - now))
-            self._watch_deadlines()
-        protocol = self._protocol
-        if protocol is not None and not self._waiting and protocol.connection.can_start:
-            protocol.connection.start(call, self._loop.time())
-        elif self._closed:
-            self._loop.call_soon(self._end, call, Code.CANCELLED, "grpc: the client connection is closing")
-        elif len(self._waiting) >= self.limits.waiting_calls:
-            self._loop.call_soon(self._end, call, Code.RESOURCE_EXHAUSTED, "grpc: too many waiting calls")
-        else:
-            self._waiting.append(call)
-            self._connect()
 
     def _settled(self, call: ClientCall) -> None:
         if call.slot:
@@ -262,6 +267,8 @@ class Channel:
                     if self._protocol is not None:
                         self._protocol.abort()
                     self._back_off()
+                    if self._on_lost is not None:
+                        self._on_lost(self)
                     self._fail_waiting(Code.UNAVAILABLE, f"connection error: {reason}")
                     continue
                 self._failures = 0
@@ -312,6 +319,11 @@ class Channel:
             unprocessed=self._unprocessed,
             keepalive_factor=self._keepalive_factor,
         )
+
+    def losing(self, protocol: "ClientProtocol") -> None:
+        """The connection is lost; its calls have not been told yet."""
+        if self._on_lost is not None and self._protocol is protocol and protocol.became_ready.done():
+            self._on_lost(self)
 
     def gone(self, protocol: "ClientProtocol") -> None:
         """The connection is lost."""
@@ -404,6 +416,7 @@ class ClientProtocol(asyncio.Protocol):
             text = self.connection.fault.text
         if self._refusal is not None:
             text = self._refusal
+        self._channel.losing(self)
         self.connection.lost(text)
         self._transport = None
         if not self.became_ready.done():

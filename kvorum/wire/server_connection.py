@@ -60,6 +60,7 @@ class ServerConnection(Connection):
         "_sent_at_ping",
         "_strikes",
         "_trailers",
+        "context",
         "draining",
         "max_streams",
         "peer",
@@ -82,6 +83,8 @@ class ServerConnection(Connection):
         """Address of the client, `host:port`, or the path of the unix socket."""
         self.peer_common_name = peer_common_name
         """CN of the verified client certificate."""
+        self.context: Any = None
+        """What the handlers keep about this client."""
         self.draining = False
         self.max_streams = min(shared.limits.max_concurrent_streams, shared.limits.streams_hard_limit)
         # Our blocks never use the peer's dynamic table. The first one says so by a size update to 0, which every table

@@ -1,0 +1,84 @@
+"""Who calls: what a request's metadata and connection say, looked at once for each connection."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from kvorum.wire import grpc
+from kvorum.wire.calls import Fields
+from kvorum.wire.head import Head
+from kvorum.wire.server_connection import ServerConnection
+from proxy.upstream.upstream import encode
+
+PASSED_ON: Final = ("token", "authorization", "hasleader", "client-api-version")
+"""Metadata that means something to a member."""
+
+MOST_CALLERS: Final = 4096
+
+
+class Caller:
+    """One kind of caller: calls of equal callers may share what goes upstream."""
+
+    __slots__ = ("hasleader", "metadata", "prefix", "tenant", "token")
+
+    def __init__(self, token: str, hasleader: bool, metadata: Fields, prefix: bytes, tenant: Any | None) -> None:
+        self.token = token
+        self.hasleader = hasleader
+        self.metadata = metadata
+        """For the upstream: token, hasleader, version."""
+        self.prefix = prefix
+        """The namespace; empty: none."""
+        self.tenant = tenant
+
+
+class _Seen:
+    """What a connection's last caller was known by."""
+
+    __slots__ = ("authority", "caller", "generation", "metadata")
+
+    def __init__(self, metadata: grpc.Metadata, authority: str, generation: int, caller: Caller) -> None:
+        self.metadata = metadata
+        self.authority = authority
+        self.generation = generation
+        self.caller = caller
+
+
+class Callers:
+    """Finds the caller of each request."""
+
+    def __init__(self, prefix: bytes = b"") -> None:
+        """`prefix`: the namespace of every caller."""
+        self._prefix = prefix
+        self._callers: dict[tuple[Fields, str, str | None], Caller] = {}
+        self.generation = 0
+        """Changes when the same request may have another caller than before."""
+
+    def resolve(self, connection: ServerConnection, head: Head) -> Caller:
+        """Who makes this call. Raises ApiError when nobody may make it."""
+        seen = connection.context
+        # One header block means one decoded head, so identity is enough here, and spares a hash (0.1 against 0.9 us).
+        if (
+            seen is not None
+            and seen.metadata is head.metadata
+            and seen.authority is head.authority
+            and seen.generation == self.generation
+        ):
+            caller: Caller = seen.caller
+            return caller
+        caller = self._find(connection, head)
+        connection.context = _Seen(head.metadata, head.authority, self.generation, caller)
+        return caller
+
+    def _find(self, connection: ServerConnection, head: Head) -> Caller:
+        metadata = head.metadata
+        passed = {name: metadata[name] for name in PASSED_ON if name in metadata}
+        fields = encode(passed)
+        key = (fields, head.authority, connection.peer_common_name)
+        caller = self._callers.get(key)
+        if caller is None:
+            if len(self._callers) >= MOST_CALLERS:
+                self._callers.clear()
+            token = next((str(passed[name][0]) for name in PASSED_ON[:2] if name in passed), "")
+            hasleader = "true" in passed.get("hasleader", ())
+            caller = self._callers[key] = Caller(token, hasleader, fields, self._prefix, None)
+        return caller

@@ -1,0 +1,186 @@
+"""Calls that are passed on as the bytes that came, and answered with the bytes that came back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from functools import partial
+from typing import Final
+
+from kvorum.errors import ApiError, Code
+from kvorum.wire import grpc
+from kvorum.wire.calls import ClientStream, Fields
+from kvorum.wire.head import Head
+from kvorum.wire.routes import CancelReason, StreamHandler, StreamOpen, UnaryHandler
+from kvorum.wire.server_calls import ServerStream
+from kvorum.wire.server_connection import ServerConnection
+from proxy.callers import Callers
+from proxy.upstream.upstream import PATIENCE_S, Upstream
+
+RANGE_STREAM: Final = "/etcdserverpb.KV/RangeStream"
+
+LEASE: Final = tuple(
+    f"/etcdserverpb.Lease/{name}" for name in ("LeaseGrant", "LeaseRevoke", "LeaseTimeToLive", "LeaseLeases")
+)
+CLUSTER: Final = tuple(
+    f"/etcdserverpb.Cluster/{name}"
+    for name in ("MemberAdd", "MemberRemove", "MemberUpdate", "MemberList", "MemberPromote")
+)
+MAINTENANCE: Final = tuple(
+    f"/etcdserverpb.Maintenance/{name}"
+    for name in ("Alarm", "Status", "Defragment", "Hash", "HashKV", "MoveLeader", "Downgrade")
+)
+SNAPSHOT: Final = "/etcdserverpb.Maintenance/Snapshot"
+AUTH: Final = tuple(
+    f"/etcdserverpb.Auth/{name}"
+    for name in (
+        *("AuthEnable", "AuthDisable", "AuthStatus", "Authenticate"),
+        *("UserAdd", "UserGet", "UserList", "UserDelete", "UserChangePassword", "UserGrantRole", "UserRevokeRole"),
+        *("RoleAdd", "RoleGet", "RoleList", "RoleDelete", "RoleGrantPermission", "RoleRevokePermission"),
+    )
+)
+UNLOCK: Final = "/v3lockpb.Lock/Unlock"
+LOCK: Final = "/v3lockpb.Lock/Lock"
+ELECTION: Final = tuple(f"/v3electionpb.Election/{name}" for name in ("Proclaim", "Leader", "Resign"))
+CAMPAIGN: Final = "/v3electionpb.Election/Campaign"
+OBSERVE: Final = "/v3electionpb.Election/Observe"
+HEALTH_CHECK: Final = "/grpc.health.v1.Health/Check"
+HEALTH_WATCH: Final = "/grpc.health.v1.Health/Watch"
+
+REPEATABLE_STREAMS: Final = frozenset({RANGE_STREAM, SNAPSHOT, OBSERVE, HEALTH_WATCH})
+"""Calls that change nothing."""
+
+
+def answer(connection: ServerConnection, stream_id: int, code: int, text: str, message: bytes) -> None:
+    """Hand the upstream's answer to the caller."""
+    if code:
+        connection.fail(stream_id, code, text)
+    else:
+        connection.reply(stream_id, message)
+
+
+def pass_through(upstream: Upstream, callers: Callers, paths: Iterable[str]) -> dict[str, UnaryHandler]:
+    """Handlers of unary calls that nothing is looked at in."""
+    return {path: _passing(upstream, callers, path) for path in paths}
+
+
+def _passing(upstream: Upstream, callers: Callers, path: str) -> UnaryHandler:
+    resolve = callers.resolve
+    call = upstream.call
+
+    def handle(connection: ServerConnection, stream_id: int, head: Head, message: bytes) -> None:
+        try:
+            caller = resolve(connection, head)
+        except ApiError as error:
+            connection.fail(stream_id, *error.status)
+            return
+        call(path, message, partial(answer, connection, stream_id), caller.metadata, head.timeout_s)
+
+    return handle
+
+
+def relays(upstream: Upstream, callers: Callers, paths: Iterable[str]) -> dict[str, StreamOpen]:
+    """Handlers of calls that are one request and a stream of replies, or that wait for long.
+
+    Lock and Campaign have one reply, but wait until it is their turn; a caller that leaves must be seen, so that its
+    place in the queue is given up.
+    """
+    return {path: _relaying(upstream, callers, path) for path in paths}
+
+
+def _relaying(upstream: Upstream, callers: Callers, path: str) -> StreamOpen:
+    def open_relay(stream: ServerStream, head: Head) -> StreamHandler:
+        relay = Relay(upstream, stream, path, head.timeout_s)
+        try:
+            relay.caller_metadata = callers.resolve(stream.connection, head).metadata
+        except ApiError as error:
+            stream.end(*error.status)
+        return relay
+
+    return open_relay
+
+
+class Relay:
+    """The client's side: one request, and replies as fast as the client reads them."""
+
+    def __init__(self, upstream: Upstream, stream: ServerStream, path: str, timeout_s: float | None) -> None:
+        self.stream = stream
+        self.caller_metadata: Fields = ()
+        self._upstream = upstream
+        self._path = path
+        self._loop = asyncio.get_running_loop()
+        self._deadline_at = None if timeout_s is None else self._loop.time() + timeout_s
+        self._give_up_at = 0.0
+        self._message: bytes | None = None
+        self._call: ClientStream | None = None
+
+    def on_message(self, message: bytes) -> None:
+        if self._message is not None:
+            self.stream.end(Code.INTERNAL, "grpc: more than one message in a unary request")
+            self.cancel()
+            return
+        self._message = message
+        self._ask()
+
+    def on_half_close(self) -> None:
+        if self._message is None:
+            self.stream.end(Code.INTERNAL, "grpc: no message in a unary request")
+
+    def on_cancel(self, reason: CancelReason) -> None:
+        self.cancel()
+
+    def on_writable(self) -> None:
+        if self._call is not None:
+            self._call.resume_reading()
+
+    def on_reply(self, message: bytes) -> None:
+        """One reply from upstream."""
+        self.stream.send(message)
+        if not self.stream.writable and self._call is not None:
+            self._call.pause_reading()
+
+    def on_reply_end(self, code: int, text: str) -> None:
+        """The upstream has ended the call."""
+        call, self._call = self._call, None
+        if call is None:
+            return
+        unsent = call.connection is None
+        unanswered = call.head is None and self._path in REPEATABLE_STREAMS
+        if code == Code.UNAVAILABLE and (unsent or unanswered) and self._may_repeat():
+            self._ask()
+        else:
+            self.stream.end(code, text)
+
+    def cancel(self) -> None:
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
+
+    def _ask(self) -> None:
+        assert self._message is not None
+        timeout_s = None if self._deadline_at is None else self._deadline_at - self._loop.time()
+        call = self._call = self._upstream.open(self._path, _Replies(self), self.caller_metadata, timeout_s)
+        call.send(self._message)
+        call.half_close()
+
+    def _may_repeat(self) -> bool:
+        now = self._loop.time()
+        if not self._give_up_at:
+            self._give_up_at = now + PATIENCE_S
+        return now < self._give_up_at and (self._deadline_at is None or now < self._deadline_at)
+
+
+class _Replies:
+    """The upstream's side."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+
+    def on_message(self, message: bytes) -> None:
+        self._relay.on_reply(message)
+
+    def on_end(self, code: int, text: str, trailers: grpc.Metadata) -> None:
+        self._relay.on_reply_end(code, text)
+
+    def on_writable(self) -> None:
+        """The one request has left."""

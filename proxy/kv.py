@@ -1,0 +1,26 @@
+"""The KV service: the caller's namespace and limits, the cache, and the way up."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kvorum.wire.routes import StreamOpen, UnaryHandler
+from proxy.callers import Callers
+from proxy.calls import RANGE_STREAM, pass_through, relays
+from proxy.upstream.upstream import Upstream
+
+PATHS: Final = tuple(f"/etcdserverpb.KV/{name}" for name in ("Range", "Put", "DeleteRange", "Txn", "Compact"))
+
+
+class KvService:
+    """Reads and writes of keys."""
+
+    def __init__(self, upstream: Upstream, callers: Callers) -> None:
+        self._upstream = upstream
+        self._callers = callers
+
+    def unary(self) -> dict[str, UnaryHandler]:
+        return pass_through(self._upstream, self._callers, PATHS)
+
+    def streams(self) -> dict[str, StreamOpen]:
+        return relays(self._upstream, self._callers, (RANGE_STREAM,))

@@ -1,0 +1,38 @@
+"""Unary calls through a proxy: the member's own answers and errors."""
+
+from kvorum.errors import Code
+from kvorum.pb.rpc_pb2 import (
+    DeleteRangeRequest,
+    LeaseGrantRequest,
+    MemberListRequest,
+    PutRequest,
+    RangeRequest,
+    StatusRequest,
+    TxnRequest,
+)
+from tests.calls import Api
+
+
+def test_keys_written_through_the_proxy_are_the_member_s(api: Api, direct: Api) -> None:
+    put = api(PutRequest(key=b"unary/a", value=b"1"))
+    assert direct(RangeRequest(key=b"unary/a")).kvs[0].mod_revision == put.header.revision
+    assert api(RangeRequest(key=b"unary/a")) == direct(RangeRequest(key=b"unary/a"))
+    assert api(DeleteRangeRequest(key=b"unary/a")).deleted == 1
+    assert not direct(RangeRequest(key=b"unary/a")).kvs
+
+
+def test_an_error_is_the_member_s_code_and_text(api: Api, direct: Api) -> None:
+    for request in (PutRequest(), RangeRequest(key=b"a", revision=10**9), TxnRequest(success=[{}])):
+        assert api.status(request) == direct.status(request)
+        assert api.status(request).code != Code.UNKNOWN
+
+
+def test_other_services(api: Api, direct: Api) -> None:
+    assert api(LeaseGrantRequest(TTL=100)).TTL == 100
+    assert list(api(MemberListRequest()).members) == list(direct(MemberListRequest()).members)
+    assert api(StatusRequest()).version == direct(StatusRequest()).version
+
+
+def test_a_method_that_no_service_has(api: Api) -> None:
+    status, _ = api.raw("/etcdserverpb.KV/Nothing", b"")
+    assert status.code == Code.UNIMPLEMENTED
