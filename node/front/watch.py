@@ -14,11 +14,7 @@ from google.protobuf.message import DecodeError
 from kvorum import errors
 from kvorum.errors import Code, Status, unmarshal_error
 from kvorum.pb.rpc_pb2 import WatchCreateRequest, WatchRequest
-from kvorum.wire.routes import CancelReason
-from node.front.member import WATCH, Head, admitted, needs_leader
-from node.front.watch_deliveries import Deliveries
-from node.front.watch_groups import NO_MARK, ClientWatch, Registration, Spec, State, Wire
-from node.front.watch_replies import (
+from kvorum.watch_replies import (
     CANCELED,
     CREATED,
     NO_WATCH,
@@ -26,6 +22,10 @@ from node.front.watch_replies import (
     refused,
     watch_id_field,
 )
+from kvorum.wire.routes import CancelReason
+from node.front.member import WATCH, Head, admitted, needs_leader
+from node.front.watch_deliveries import Deliveries
+from node.front.watch_groups import NO_MARK, ClientWatch, Registration, Spec, State, Wire
 from node.watches import FRAGMENT, NODELETE, NOPUT, PREV
 
 DUPLICATE_ID: Final = "mvcc: duplicate watch ID provided on the WatchStream"

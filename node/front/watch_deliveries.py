@@ -8,10 +8,10 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import Any, Final, Protocol
 
+from kvorum.watch_replies import Headers, Reply, split_events
 from node.frames import HEADER_BYTES, Kind, Process
 from node.front.member import Member
 from node.front.watch_groups import Group, Registration
-from node.front.watch_replies import Headers, Reply, split_events
 from node.watches import ASK, FRAGMENT, ITEM, ITEM_BYTES, PAIR, Create, Delivery, encode_cancel, encode_create
 
 FRAGMENT_SLACK_BYTES: Final = 512 << 10

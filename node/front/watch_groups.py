@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import Any, Final, Protocol
 
-from node.front.watch_replies import Reply
+from kvorum.watch_replies import Reply
 from node.watches import FRAGMENT
 
 Spec = tuple[bytes, bytes, int]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import Any, Final
 
+from kvorum.watch_replies import varint
 from node.events import Change
 from node.watch.outbox import Outbox
 from node.watch.ranges import Range
@@ -84,18 +85,6 @@ class Group:
         self.wants_prev = flags & PREV != 0
         self.served = 0
         self.members: dict[Watcher, None] = {}
-
-
-def varint(number: int) -> bytes:
-    """A base-128 varint (protobuf encoding); `number` is not negative."""
-    if number < 0x80:
-        return bytes((number,))
-    parts = bytearray()
-    while number > 0x7F:
-        parts.append(number & 0x7F | 0x80)
-        number >>= 7
-    parts.append(number)
-    return bytes(parts)
 
 
 def event_field(change: Change, with_prev: bool) -> bytes:

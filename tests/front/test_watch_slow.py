@@ -5,8 +5,8 @@ import gc
 import pytest
 
 from kvorum.pb.rpc_pb2 import WatchResponse
+from kvorum.watch_replies import CHUNK_BYTES
 from node.front.watch import MAX_PENDING, MAX_PENDING_BYTES
-from node.front.watch_replies import CHUNK_BYTES
 from tests.watch.assembly import Client, World
 
 

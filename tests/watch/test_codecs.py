@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from kvorum.pb.mvcc_pb2 import Event, KeyValue
 from kvorum.pb.rpc_pb2 import WatchResponse
+from kvorum.watch_replies import varint
 from node.events import (
     Gap,
     History,
@@ -23,7 +24,7 @@ from node.events import (
     encode_marker,
     encode_revision,
 )
-from node.watch.watcher import event_field, varint
+from node.watch.watcher import event_field
 from node.watches import (
     ASK,
     ITEM,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from node.front import watch_replies
+from kvorum import watch_replies
 from node.watch import catchup, outbox, registry
 from tests.watch.assembly import World
 from tests.watch.oracle import StreamOracle

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kvorum.pb.mvcc_pb2 import Event, KeyValue
 from kvorum.pb.rpc_pb2 import ResponseHeader, WatchResponse
-from node.front.watch_replies import (
+from kvorum.watch_replies import (
     CANCELED,
     CHUNK_BYTES,
     CREATED,

@@ -11,8 +11,6 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from node.watch.watcher import varint
-
 CREATED: Final = b"\x18\x01"
 CANCELED: Final = b"\x20\x01"
 FRAGMENT: Final = b"\x38\x01"
@@ -33,6 +31,18 @@ Below 128 KiB, where the allocator begins to map fresh pages for each object: 0.
 
 MAX_SHARED: Final = 16
 """Framed replies kept for sharing. Lone watches on many streams have few different ids: mostly 0."""
+
+
+def varint(number: int) -> bytes:
+    """A base-128 varint (protobuf encoding); `number` is not negative."""
+    if number < 0x80:
+        return bytes((number,))
+    parts = bytearray()
+    while number > 0x7F:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)
 
 
 def signed_varint(number: int) -> bytes:
