@@ -6,10 +6,10 @@ import traceback
 from dataclasses import dataclass
 from enum import StrEnum
 
+from kvorum.lifeline import Lifeline, inherit, tie_to_parent
 from kvorum.log import Logger
 from kvorum.urls import Url
 from node.config import Config
-from node.lifeline import Lifeline, inherit, tie_to_parent
 
 
 class Role(StrEnum):

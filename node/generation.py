@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from node.lifeline import Word
+from kvorum.lifeline import Word
 
 UNREADY_MAX: Final = 3
 """Generations in a row that may die before they are ready."""

@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 
 import zmq
 
+from kvorum.lifeline import Lifeline
 from node.frames import HEADER_BYTES, Frame, Kind, pack, unpack
-from node.lifeline import Lifeline
 from node.link import UNBOUNDED, Inlet, Outlet
 
 CREDIT: Final = struct.Struct("<BxxxxxxxQ")  # kind of the stream, bytes granted in total

@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
+from kvorum.lifeline import TEXT_MAX_BYTES, Lifeline, Word, decode, encode
 from kvorum.log import Logger
 from kvorum.spawn import STOP_SIGNALS, ChildProcess
 from node.child import ChildContext, HeldFile, Listener, Role, Serves, run_child
 from node.config import Config
 from node.generation import Generation, Restarts, State
 from node.identity import Identity, founding_bytes
-from node.lifeline import TEXT_MAX_BYTES, Lifeline, Word, decode, encode
 from node.rundir import make_run_dir, remove_run_dir
 
 ENTRIES: Final[Mapping[Role, str]] = {

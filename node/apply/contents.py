@@ -10,11 +10,11 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from kvorum.lifeline import tie_to_parent
 from kvorum.pb.internal_pb2 import MembershipState
 from kvorum.spawn import ChildProcess
 from node.apply.mvcc.database import Database
 from node.child import HeldFile
-from node.lifeline import tie_to_parent
 from node.membership import TABLE, Membership
 
 NICENESS: Final = 10

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Final, Protocol
 
+from kvorum.lifeline import Lifeline
 from kvorum.log import Logger
 from node.apply.contents import Contents, read_apart
 from node.apply.installed import install, remove_outgoing
@@ -18,7 +19,6 @@ from node.apply.mvcc.message import Identity
 from node.apply.mvcc.store import Store
 from node.apply.progress import Progress
 from node.apply.space import is_no_space
-from node.lifeline import Lifeline
 from node.raft.snapshots.places import Files
 
 RETRY_S: Final = 1.0

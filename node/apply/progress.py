@@ -11,7 +11,7 @@ import time
 from types import TracebackType
 from typing import Final
 
-from node.lifeline import Lifeline
+from kvorum.lifeline import Lifeline
 
 INTERVAL_S: Final = 1.0
 

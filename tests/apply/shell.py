@@ -5,12 +5,12 @@ from collections import deque
 from pathlib import Path
 from typing import Any, NoReturn
 
+from kvorum.lifeline import Lifeline
 from kvorum.log import Level, LogFormat, Logger
 from kvorum.pb.rpc_pb2 import RangeRequest
 from node.child import ChildContext, HeldFile, Role
 from node.flags import Start, parse
 from node.frames import HEADER_BYTES, Frame, Kind, Process, pack, unpack
-from node.lifeline import Lifeline
 from node.link import UNBOUNDED, Outlet
 from node.link_zmq import CREDITED
 from node.requests import FIRST_READ_SEQUENCE, REPLY, Op, pack_read

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 
+from kvorum.lifeline import Lifeline
 from kvorum.pb.internal_pb2 import MembershipState
 from kvorum.pb.rpc_pb2 import (
     AlarmRequest,
@@ -39,7 +40,6 @@ from node.frames import (
     pack,
     unpack,
 )
-from node.lifeline import Lifeline
 from node.requests import MORE, REPLY, Op
 from tests.apply.entries import MEMBER, batch, founding, normal
 from tests.apply.mvcc_store import StoreUnderTest

@@ -2,8 +2,8 @@
 
 import pytest
 
+from kvorum.lifeline import Word
 from node.generation import FIRST_WORD_LIMIT_S, READY_BACK_OFF_S, UNREADY_MAX, Generation, Restarts, State
-from node.lifeline import Word
 
 NAMES = ("apply", "raft", "watch", "front0")
 

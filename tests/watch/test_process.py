@@ -12,10 +12,10 @@ from typing import Any, cast
 import orjson
 import pytest
 
+from kvorum.lifeline import Lifeline, Word, encode
 from node.child import ChildContext
 from node.events import MarkerAsk, decode_ask, encode_marker, encode_revision
 from node.frames import HEADER_BYTES, STATE_ASK, Frame, Kind, Process
-from node.lifeline import Lifeline, Word, encode
 from node.link_zmq import Links
 from node.watch import process
 from node.watches import Create, Delivery, encode_create

@@ -20,11 +20,11 @@ from typing import Final, TypeVar
 import uvloop
 
 from kvorum.errors import Code
+from kvorum.lifeline import tie_to_parent
 from kvorum.log import Logger, LogSettings
 from kvorum.wire.client import Call, Channel, RpcError
 from kvorum.wire.limits import KIB, MIB, ClientLimits
 from node.config import PeerTls
-from node.lifeline import tie_to_parent
 from node.raft.peers.channel import CONNECT_TIMEOUT_S, peer_channel
 from node.raft.snapshots.transfer import (
     CHUNK_BYTES,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from node.lifeline import TEXT_MAX_BYTES, Lifeline, Word, decode, encode
+from kvorum.lifeline import TEXT_MAX_BYTES, Lifeline, Word, decode, encode
 
 
 class Pair(NamedTuple):
