@@ -1,0 +1,1 @@
+"""Keep-alives of many clients as few renewals upstream."""
