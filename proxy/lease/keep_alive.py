@@ -8,20 +8,28 @@ and are repeated.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Protocol
 
 from google.protobuf.message import DecodeError
 
 from kvorum import errors
 from kvorum.errors import ApiError, Code, Status, unmarshal_error
-from kvorum.pb.rpc_pb2 import LeaseKeepAliveRequest, LeaseKeepAliveResponse
+from kvorum.pb.rpc_pb2 import LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseRevokeRequest
 from kvorum.wire import grpc
+from kvorum.wire.calls import Fields
 from kvorum.wire.head import Head
-from kvorum.wire.routes import CancelReason, StreamHandler, StreamOpen
+from kvorum.wire.routes import CancelReason, StreamHandler, StreamOpen, UnaryHandler
+from kvorum.wire.server_calls import ServerStream
+from kvorum.wire.server_connection import ServerConnection
+from proxy.callers import Caller, Callers
+from proxy.calls import answer
 from proxy.lease.renewals import Renewals
+from proxy.upstream.upstream import Upstream
 
 PATH: Final = "/etcdserverpb.Lease/LeaseKeepAlive"
+REVOKE: Final = "/etcdserverpb.Lease/LeaseRevoke"
 
 MAX_PENDING: Final = 1024
 """Keep-alives of one client stream that wait for their answer; beyond that the stream is not read."""
@@ -44,29 +52,17 @@ _TRANSPORT: Final = frozenset((Code.OK, Code.CANCELLED, Code.UNAVAILABLE, Code.I
 """Ends of an upstream stream that are nobody's fault here, unless they carry a text of the API."""
 
 
-class Upstream(Protocol):
-    """`proxy.upstream.upstream.Upstream`, as far as it is used here."""
-
-    def open(self, path: str, handler: Any, metadata: Mapping[str, Any] | None = None) -> Any:
-        """Opens a stream to the endpoint in use."""
-
-
-class Caller(Protocol):
-    """`proxy.callers.Caller`, as far as it is used here."""
-
-    @property
-    def metadata(self) -> Mapping[str, Any] | None:
-        """What goes upstream with its calls."""
-
-
 class Timer(Protocol):
-    def cancel(self) -> None: ...
+    """What `call_later` gives."""
+
+    def cancel(self) -> None:
+        """It does not come."""
 
 
 class KeepAliveStream:
     """One client's LeaseKeepAlive stream."""
 
-    def __init__(self, source: _Source, stream: Any, number: int) -> None:
+    def __init__(self, source: _Source, stream: ServerStream, number: int) -> None:
         self._source = source
         self._stream = stream
         self._number = number
@@ -140,12 +136,12 @@ class KeepAliveStream:
 class _Source:
     """The upstream stream for callers with the same metadata: a token, and whether they want a leader."""
 
-    def __init__(self, service: KeepAliveService, metadata: Mapping[str, Any]) -> None:
+    def __init__(self, service: KeepAliveService, caller: Caller) -> None:
         self.service = service
         self.renewals = Renewals()
         self.clients: dict[int, KeepAliveStream] = {}
-        self.metadata = metadata
-        self._wants_leader = "hasleader" in metadata
+        self.metadata = caller.metadata
+        self._wants_leader = caller.hasleader
         self._stream: Any = None
         self._flush_armed = False
         self._pause_s = 0.0
@@ -312,15 +308,15 @@ class _Refused:
 
 
 class KeepAliveService:
-    """LeaseKeepAlive for all clients of a worker.
+    """LeaseKeepAlive for all clients of a worker, and LeaseRevoke, after which nothing of the lease is remembered.
 
-    `resolve(connection, head)` tells who calls, or raises ApiError. `now` is the clock of `call_later`, in seconds.
+    `now` is the clock of `call_later`, in seconds.
     """
 
     def __init__(
         self,
         upstream: Upstream,
-        resolve: Callable[[Any, Head], Caller],
+        callers: Callers,
         *,
         now: Callable[[], float],
         call_soon: Callable[[Callable[[], None]], object],
@@ -332,12 +328,16 @@ class KeepAliveService:
         self.call_later = call_later
         self.waiting = 0
         """Keep-alives that wait for their answer."""
-        self._resolve = resolve
-        self._sources: dict[tuple[tuple[str, Any], ...], _Source] = {}
+        self._callers = callers
+        self._sources: dict[Fields, _Source] = {}
         self._numbers = 0
 
+    def unary(self) -> dict[str, UnaryHandler]:
+        """The unary method of etcdserverpb.Lease that is looked at."""
+        return {REVOKE: self._revoke}
+
     def streams(self) -> dict[str, StreamOpen]:
-        """The streaming method of etcdserverpb.Lease, by path."""
+        """The streaming method of etcdserverpb.Lease."""
         return {PATH: self._open}
 
     def forget(self, lease_id: int) -> None:
@@ -356,25 +356,39 @@ class KeepAliveService:
 
     def drop(self, source: _Source) -> None:
         """The source is closed."""
-        key = _key(source.metadata)
-        if self._sources.get(key) is source:
-            del self._sources[key]
+        if self._sources.get(source.metadata) is source:
+            del self._sources[source.metadata]
 
-    def _open(self, stream: Any, head: Head) -> StreamHandler:
+    def _open(self, stream: ServerStream, head: Head) -> StreamHandler:
         try:
-            metadata = self._resolve(stream.connection, head).metadata or {}
+            caller = self._callers.resolve(stream.connection, head)
         except ApiError as error:
             stream.end(*error.status)
             return _Refused()
-        key = _key(metadata)
-        source = self._sources.get(key)
+        source = self._sources.get(caller.metadata)
         if source is None:
-            source = self._sources[key] = _Source(self, metadata)
+            source = self._sources[caller.metadata] = _Source(self, caller)
         self._numbers += 1
         client = KeepAliveStream(source, stream, self._numbers)
         source.join(client, self._numbers)
         return client
 
+    def _revoke(self, connection: ServerConnection, stream_id: int, head: Head, message: bytes) -> None:
+        try:
+            caller = self._callers.resolve(connection, head)
+            lease_id = LeaseRevokeRequest.FromString(message).ID
+        except ApiError as error:
+            connection.fail(stream_id, *error.status)
+            return
+        except DecodeError as error:
+            connection.fail(stream_id, *unmarshal_error(error))
+            return
+        done = partial(self._revoked, connection, stream_id, lease_id)
+        self.upstream.call(REVOKE, message, done, caller.metadata, head.timeout_s)
 
-def _key(metadata: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(metadata.items()))
+    def _revoked(
+        self, connection: ServerConnection, stream_id: int, lease_id: int, code: int, text: str, message: bytes
+    ) -> None:
+        # Also after an error: the revoke may have been done, or the lease may be unknown.
+        self.forget(lease_id)
+        answer(connection, stream_id, code, text, message)

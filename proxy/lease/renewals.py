@@ -4,8 +4,8 @@ A lease is renewed upstream at most once per interval, a third of its TTL, howev
 
 - Asks that come while a renewal is under way share its reply.
 - A stream that asks soon after a renewal gets what is left of the TTL, rounded down: never more than the lease has.
-  A member would have renewed for it; so the lease is *owed* a renewal, which happens at the end of the interval, and
-  the lease lives at least as long as at a member.
+- A member would have renewed for each of them; so the lease is *owed* a renewal, which happens at the end of the
+  interval, and the lease lives at least as long as at a member.
 - A stream that has had a reply to this renewal and asks again wants another one, and gets it: at once, or `REPEAT_S`
   after the last renewal, however fast it asks. So does one for whom less than a second is left.
 
@@ -53,7 +53,7 @@ class _Lease:
         self.renewed_at = 0.0
         """When that renewal was sent: the member renewed no earlier."""
         self.asked_at = 0.0
-        """When somebody asked last and was answered without a renewal."""
+        """When somebody asked last who was answered without a renewal of his own, or shares one already sent."""
         self.owed = False
         """Somebody was, since the last renewal."""
         self.sent_at: float | None = None
@@ -132,6 +132,8 @@ class Renewals:
         lease.wait(stream, [token])
         if lease.sent_at is None:
             self._queue[lease_id] = None
+        else:
+            lease.asked_at = now
         return None
 
     def leave(self, stream: int, lease_ids: Iterable[int]) -> None:
@@ -177,7 +179,7 @@ class Renewals:
             return asks
         lease.reply = reply
         lease.renewed_at = sent_at
-        lease.owed = False
+        lease.owed = lease.asked_at > sent_at  # a member would have renewed once more
         lease.served = set(lease.waiting)
         lease.waiting.clear()
         self._look_at(lease_id, lease, sent_at + min(reply.TTL / 3, MAX_INTERVAL_S))

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from kvorum import errors
 from kvorum.errors import ApiError, Code
-from kvorum.pb.rpc_pb2 import LeaseKeepAliveRequest, LeaseKeepAliveResponse
+from kvorum.pb.rpc_pb2 import LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseRevokeRequest
 from kvorum.wire import grpc
+from kvorum.wire.calls import Fields
 from kvorum.wire.head import Head
 from kvorum.wire.routes import CancelReason
+from kvorum.wire.server_calls import ServerStream
+from kvorum.wire.server_connection import ServerConnection
+from proxy.callers import Caller, Callers
 from proxy.lease import keep_alive
-from proxy.lease.keep_alive import FIRST_PAUSE_S, LAST_PAUSE_S, MAX_PENDING, PATH, STALLED_S, KeepAliveService
+from proxy.lease.keep_alive import FIRST_PAUSE_S, LAST_PAUSE_S, MAX_PENDING, PATH, REVOKE, STALLED_S, KeepAliveService
+from proxy.upstream.upstream import Upstream, encode
 
 
 class Stream:
@@ -52,7 +57,7 @@ class Stream:
 class UpstreamStream:
     """The proxy's stream to a member."""
 
-    def __init__(self, handler: Any, metadata: Mapping[str, Any] | None) -> None:
+    def __init__(self, handler: Any, metadata: Fields) -> None:
         self.handler = handler
         self.metadata = metadata
         self.writable = True
@@ -99,23 +104,27 @@ class Proxy:
         self.soon: list[Callable[[], None]] = []
         self.timers: list[Timer] = []
         self.refuse: errors.Status | None = None
+        self.called: list[tuple[str, bytes, Any]] = []
         self.service = KeepAliveService(
-            self,
-            self.resolve,
+            cast(Upstream, self),
+            cast(Callers, self),
             now=lambda: self.now,
             call_soon=self.soon.append,
             call_later=self.call_later,
         )
 
-    def open(self, path: str, handler: Any, metadata: Mapping[str, Any] | None = None) -> UpstreamStream:
+    def open(self, path: str, handler: Any, metadata: Fields = ()) -> UpstreamStream:
         assert path == PATH
         self.upstreams.append(UpstreamStream(handler, metadata))
         return self.upstreams[-1]
 
-    def resolve(self, _connection: Any, head: Head) -> SimpleNamespace:
+    def call(self, path: str, message: bytes, done: Any, metadata: Fields, timeout_s: float | None) -> None:
+        self.called.append((path, message, done))
+
+    def resolve(self, _connection: Any, head: Head) -> Caller:
         if self.refuse is not None:
             raise ApiError(self.refuse)
-        return SimpleNamespace(metadata={name: values[0] for name, values in head.metadata.items()})
+        return Caller("", "hasleader" in head.metadata, encode(head.metadata), b"", None)
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
         self.timers.append(Timer(self.now + delay_s, callback))
@@ -145,14 +154,20 @@ class Proxy:
         self.timers = [timer for timer in self.timers if timer.callback is not None]
 
     def client(self, **metadata: str) -> tuple[Any, Stream]:
-        head = Head.__new__(Head)
-        head.metadata = {name: (value,) for name, value in metadata.items()}
+        head = head_of(**metadata)
         stream = Stream()
-        return self.service.streams()[PATH](stream, head), stream  # type: ignore[arg-type]  # a fake stream
+        return self.service.streams()[PATH](cast(ServerStream, stream), head), stream
 
     @property
     def upstream(self) -> UpstreamStream:
         return self.upstreams[-1]
+
+
+def head_of(**metadata: str) -> Head:
+    head = Head.__new__(Head)
+    head.metadata = {name: (value,) for name, value in metadata.items()}
+    head.timeout_s = None
+    return head
 
 
 def ask(handler: Any, *leases: int) -> None:
@@ -196,9 +211,9 @@ def test_each_token_has_its_own_stream(proxy: Proxy) -> None:
         ask(proxy.client(**metadata)[0], 1)
     proxy.turn()
     assert [(upstream.metadata, upstream.asked) for upstream in proxy.upstreams] == [
-        ({"token": "a"}, [1]),
-        ({"token": "b"}, [1]),
-        ({}, [1]),
+        (((b"token", b"a"),), [1]),
+        (((b"token", b"b"),), [1]),
+        ((), [1]),
     ]
 
 
@@ -247,12 +262,31 @@ def test_a_lease_is_renewed_at_the_end_of_the_interval_for_who_was_answered_with
     assert proxy.upstream.asked == [1, 1]
 
 
-def test_a_revoke_is_known_at_once(proxy: Proxy) -> None:
+class Connection:
+    def __init__(self) -> None:
+        self.said: list[tuple[object, ...]] = []
+
+    def reply(self, stream_id: int, message: bytes) -> None:
+        self.said.append((stream_id, message))
+
+    def fail(self, stream_id: int, code: int, text: str) -> None:
+        self.said.append((stream_id, code, text))
+
+
+@pytest.mark.parametrize("outcome", [(0, "", b"reply"), (*errors.LEASE_NOT_FOUND, b"")])
+def test_after_a_revoke_nothing_is_remembered(proxy: Proxy, outcome: tuple[int, str, bytes]) -> None:
     first, _ = proxy.client()
     ask(first, 1)
     proxy.turn()
     proxy.upstream.answer((1, 9))
-    proxy.service.forget(1)
+    connection = Connection()
+    revoke = proxy.service.unary()[REVOKE]
+    message = LeaseRevokeRequest(ID=1).SerializeToString()
+    revoke(cast(ServerConnection, connection), 5, head_of(), message)
+    ((path, sent, done),) = proxy.called
+    assert (path, sent) == (REVOKE, message)
+    done(*outcome)
+    assert connection.said == [(5, *outcome[:2]) if outcome[0] else (5, b"reply")]
     second, stream = proxy.client()
     ask(second, 1)
     proxy.turn()
@@ -454,6 +488,17 @@ def test_a_client_that_leaves_before_its_answer(proxy: Proxy) -> None:
     proxy.upstream.answer((1, 6), (2, 0))
     proxy.wait(2.0)
     assert proxy.upstream.cancelled
+
+
+def test_a_revoke_that_cannot_be_made_is_refused(proxy: Proxy) -> None:
+    connection = Connection()
+    revoke = proxy.service.unary()[REVOKE]
+    revoke(cast(ServerConnection, connection), 5, head_of(), b"\xff\xff")
+    proxy.refuse = errors.PERMISSION_DENIED
+    revoke(cast(ServerConnection, connection), 7, head_of(), b"")
+    assert connection.said[0][:2] == (5, Code.INTERNAL)
+    assert connection.said[1] == (7, *errors.PERMISSION_DENIED)
+    assert proxy.called == []
 
 
 def test_stopping_ends_all_streams(proxy: Proxy) -> None:
