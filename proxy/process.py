@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 import uvloop
 
-from kvorum import malloc
+from kvorum import errors, malloc
 from kvorum.log import Logger
 from kvorum.urls import split_host_port
 from kvorum.wire.limits import ClientLimits, ServerLimits
@@ -22,6 +22,7 @@ from proxy import calls
 from proxy.callers import Callers
 from proxy.config import Config
 from proxy.kv import KvService
+from proxy.lease.keep_alive import KeepAliveService
 from proxy.upstream.endpoints import Endpoints
 from proxy.upstream.upstream import Dialing, Upstream
 
@@ -77,10 +78,18 @@ class Proxy:
         self._loop = asyncio.get_running_loop()
         self.upstream = Upstream(Endpoints(config.endpoints, random.choice), dialing(config), logger)
         self.callers = Callers(config.namespace.encode())
+        self.keep_alives = KeepAliveService(
+            self.upstream,
+            self.callers,
+            now=self._loop.time,
+            call_soon=self._loop.call_soon,
+            call_later=self._loop.call_later,
+        )
         # A later service takes the methods it has from those before it.
         services: list[Service] = [
             PassThrough(self.upstream, self.callers),
             KvService(self.upstream, self.callers),
+            self.keep_alives,
         ]
         unary: dict[str, UnaryHandler] = {}
         streams: dict[str, StreamOpen] = {}
@@ -99,6 +108,7 @@ class Proxy:
         """No new connections; calls under way are awaited for a while."""
         for listener in self._listeners:
             listener.close()
+        self.keep_alives.stop(errors.STOPPED)
         await self.server.shutdown(DRAIN_S)
         await self.upstream.close()
 

@@ -23,8 +23,8 @@ from kvorum.wire.head import Head
 from kvorum.wire.routes import CancelReason, StreamHandler, StreamOpen, UnaryHandler
 from kvorum.wire.server_calls import ServerStream
 from kvorum.wire.server_connection import ServerConnection
+from proxy import calls
 from proxy.callers import Caller, Callers
-from proxy.calls import answer
 from proxy.lease.renewals import Renewals
 from proxy.upstream.upstream import Upstream
 
@@ -123,8 +123,9 @@ class KeepAliveStream:
     def _send(self) -> None:
         answers = self._answers
         full = len(answers) >= MAX_PENDING
-        while not self._ended and answers and answers[0] is not None and self._stream.writable:
-            self._stream.send(answers.popleft())
+        while not self._ended and answers and (answer := answers[0]) is not None and self._stream.writable:
+            self._stream.send(answer)
+            answers.popleft()
             self._asks.popleft()
             self._first_token += 1
         if full and len(answers) < MAX_PENDING and not self._ended:
@@ -391,4 +392,4 @@ class KeepAliveService:
     ) -> None:
         # Also after an error: the revoke may have been done, or the lease may be unknown.
         self.forget(lease_id)
-        answer(connection, stream_id, code, text, message)
+        calls.answer(connection, stream_id, code, text, message)
