@@ -320,7 +320,7 @@ class Driver:
         if self._proposals:
             self._propose([])
         if node.leads:
-            self._watch_apply(node)
+            self._watch_disks(node)
         self._send_replies(self._members.late_transfers(node))
         self._retention.tick()
         if self._members.is_over:
@@ -474,7 +474,12 @@ class Driver:
             if entries is not None:
                 self._commit_alone(node, entries, fresh)
                 return
-        if node.leads and not self._writer.room_for(sum(map(len, data)) + ENTRY_ROOM_BYTES * len(data)):
+        if (
+            node.leads
+            # With others there what finds no room is proposed once: if they take it, one of them should lead.
+            and (self._writer.stalled or node.is_singleton())
+            and not self._writer.room_for(sum(map(len, data)) + ENTRY_ROOM_BYTES * len(data))
+        ):
             self._refuse(fresh, errors.NO_SPACE)
             return
         try:
@@ -520,15 +525,20 @@ class Driver:
                 self._writer.waits_inline = node.is_singleton()
         self._delivery.hand_out(entries)
 
-    def _watch_apply(self, node: RawNode) -> None:
-        """A leader whose apply stands still (a full disk, say) is of no use to anybody: another may do better."""
+    def _watch_disks(self, node: RawNode) -> None:
+        """A leader whose apply stands still, or whose log takes nothing more (a full disk, say), is of no use to
+        anybody: another may do better. For the log that is sure: a quorum has what this member could not write."""
         delivery = self._delivery
-        if not delivery.stands_still(self._config.election_timeout_s):
+        if self._writer.stalled and node.commit > self._log.last_index:
+            why = "there is no room for the log"
+        elif delivery.stands_still(self._config.election_timeout_s):
+            why = "apply makes no progress"
+        else:
             return
         to = self._members.successor(node)
         if to is not None and node.lead_transferee == NOBODY:
             delivery.be_patient()
-            self._logger.warn("apply makes no progress; handing leadership on", to=f"{to:x}", applied=delivery.executed)
+            self._logger.warn(f"{why}; handing leadership on", to=f"{to:x}", applied=delivery.executed)
             node.transfer_leader(to)
 
     def _advance(self, node: RawNode) -> None:

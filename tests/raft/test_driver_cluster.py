@@ -700,3 +700,54 @@ def test_what_is_to_be_said_while_there_is_no_room_for_the_log_is_bounded(group:
     follower.disk.free_bytes = 1 << 30
     group.tick(20)
     assert follower.wal.last_index == group[A].wal.last_index
+
+
+def fill_log(leader: RaftUnderTest, group: Group) -> int:
+    """Proposals until one is refused for want of room; how many were not."""
+    taken = 0
+    while not (refused := leader.refusals()):
+        assert taken < 100, "there was always room"
+        taken += 1
+        leader.propose(proposal(5 * KIB, first=taken))
+        group.settle()
+    assert refused == [(taken, errors.NO_SPACE.code, errors.NO_SPACE.message.encode())]
+    return taken - 1
+
+
+def test_a_leader_without_room_for_its_log_hands_leadership_on_to_one_that_has_some(group: Group) -> None:
+    leader = group.elect(A)
+    leader.disk.free_bytes = 0
+    taken = fill_log(leader, group)
+    group.tick(20)
+    assert group.leader() in (B, C)
+    assert leader.log.has("there is no room for the log; handing leadership on")
+    leader.propose(proposal(5 * KIB, first=taken + 2))
+    group.settle()
+    of_another = group[group.leader()]
+    assert len(data(of_another.entries())) == taken + 1, "also what the log of the first leader had no room for"
+    leader.disk.free_bytes = 1 << 30
+    group.tick(20)
+    assert leader.wal.last_index == of_another.wal.last_index
+    assert len(data(leader.entries())) == taken + 1
+
+
+def test_where_nobody_has_room_for_the_log_the_leader_stays(group: Group) -> None:
+    """It can still say how far the log was agreed on, and so answer reads."""
+    leader = group.elect(A)
+    for member in MEMBERS:
+        group[member].disk.free_bytes = 0
+    taken = fill_log(leader, group)
+    group.tick(50)
+    assert group.leader() == A
+    leader.tell(Kind.READ_ASK, READ_ASK.pack(5))
+    group.settle()
+    ((number, index),) = (
+        READ_INDEX.unpack_from(sent, HEADER_BYTES) for sent in leader.links.take(Process.APPLY, Kind.READ_INDEX)
+    )
+    assert number == 5 and index <= leader.wal.last_index
+    for member in MEMBERS:
+        group[member].disk.free_bytes = 1 << 30
+    group.tick(20)
+    leader.propose(proposal(5 * KIB, first=taken + 2))
+    group.settle()
+    assert len(data(leader.entries())) == taken + 1, "what waited for room is in the log, too"
