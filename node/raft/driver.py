@@ -323,6 +323,7 @@ class Driver:
             self._watch_disks(node)
         self._send_replies(self._members.late_transfers(node))
         self._retention.tick()
+        self._keep_changes()
         if self._members.is_over:
             self.on_removed()
         self._work()
@@ -523,7 +524,15 @@ class Driver:
             if entry[2] != EntryType.NORMAL:
                 self._members.execute(node, entry)
                 self._writer.waits_inline = node.is_singleton()
+        if self._members.unkept:
+            self._keep_changes()
         self._delivery.hand_out(entries)
+
+    def _keep_changes(self) -> None:
+        """Makes sure that changes of members which were executed are known to be committed after a crash, too."""
+        index = self._members.unkept
+        if index and self._writer.keep_commit(index):
+            self._members.on_kept()
 
     def _watch_disks(self, node: RawNode) -> None:
         """A leader whose apply stands still, or whose log takes nothing more (a full disk, say), is of no use to

@@ -7,7 +7,7 @@ examined, proposed as an entry of its own, and executed where the log has it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from kvorum import errors
@@ -84,6 +84,9 @@ class Reconfiguration:
         self._queue: deque[tuple[float, Message]] = deque()  # of a leader: changes that wait for their turn
         self._transfers = Transfers()
         self._removed_at: float | None = None
+        self.unkept = 0
+        """The last change executed, if it is not known to be on disk that it is committed; else 0."""
+        self._told_removed: Collection[int] = ()  # what the transport was told
         self._promoted = 0
         self._not_promoted: dict[str, int] = {}  # by the API's message
 
@@ -92,7 +95,7 @@ class Reconfiguration:
         self.membership = Membership.restore(state)
         conf_state = self.membership.conf_state()
         self._states.append((index, conf_state))
-        self._tell_transport()
+        self.on_kept()
         return conf_state
 
     def state_at(self, index: int) -> ConfState:
@@ -114,7 +117,10 @@ class Reconfiguration:
         return member is not None and member.isLearner
 
     def execute(self, node: RawNode, entry: Entry) -> None:
-        """A membership entry is committed: the core, the transport and the list of members follow it."""
+        """A membership entry is committed: the core, the transport and the list of members follow it.
+
+        Members that it removed are told so when `on_kept` is called.
+        """
         _, index, type_, data = entry
         membership = self.membership
         if type_ == EntryType.FOUNDING:
@@ -134,6 +140,7 @@ class Reconfiguration:
                 membership.execute(ask.op, change)
             state = node.apply_conf_change(conf_change)
         self._states.append((index, state))
+        self.unkept = index
         self._tell_transport()
         if membership.is_removed(self._id) and self._removed_at is None:
             self._removed_at = self._now() + REMOVED_STAYS_S
@@ -141,17 +148,36 @@ class Reconfiguration:
             if to is not None:
                 node.transfer_leader(to)
 
+    def on_kept(self) -> None:
+        """What was executed so far stays so whatever happens to this member: whoever was removed may hear of it.
+
+        Hearing it they end, and their votes are lost. Where two members voted, and one of them is removed, the other
+        one needs that vote until it knows of the removal; so only that one tells, and nobody who learns from it.
+        """
+        self.unkept = 0
+        if not (self._sole_voter_left and self.is_learner):
+            self._told_removed = self.membership.state().removed
+        self._tell_transport()
+
+    @property
+    def _sole_voter_left(self) -> bool:
+        return len(list(self.membership.voters())) == 1
+
     def _tell_transport(self) -> None:
         # One that joins is given the log from its beginning, by members that its first entries do not know yet.
         membership = self.membership
         others = {member: urls for member, urls in self._remotes.items() if not membership.is_removed(member)}
         others |= {member.ID: tuple(member.peerURLs) for member in membership.members() if member.ID != self._id}
-        self._transport.set_members(others, membership.state().removed)
+        self._transport.set_members(others, self._told_removed)
 
     @property
     def is_over(self) -> bool:
-        """This member was removed, and the others had their time to learn of it."""
-        return self._removed_at is not None and self._now() >= self._removed_at
+        """This member was removed, and the others had their time to learn of it.
+
+        Of several voters that are left, a quorum of those before can elect without this one. A sole one may need its
+        vote, so this one goes on until that one says that it was removed.
+        """
+        return self._removed_at is not None and self._now() >= self._removed_at and not self._sole_voter_left
 
     def successor(self, node: RawNode) -> int | None:
         """To whom a leader hands its leadership: the voter that has most of the log, of those it is connected with.

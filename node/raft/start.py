@@ -7,6 +7,7 @@ vote. A member that joins later begins with nothing and is sent everything.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -91,19 +92,14 @@ def force_new_cluster(log: WriteAheadLog, member_id: int, state: MembershipState
     are none, and nothing is written.
     """
     membership = Membership.restore(state)
-    entries: list[Entry]
-    index = applied + 1
-    while index <= log.last_index:
-        entries = log.read(index, log.last_index + 1, READ_BYTES)
-        for _, _, type_, data in entries:
-            if type_ == EntryType.FOUNDING:
-                membership.found(data)
-            elif type_ == EntryType.CONF_CHANGE:
-                for ask in changes.asked(decode_change(data).context):
-                    change = MemberChange.FromString(ask.body)
-                    if membership.check(ask.op, change) is None:
-                        membership.execute(ask.op, change)
-        index += len(entries)
+    for _, _, type_, data in _entries_from(log, applied + 1):
+        if type_ == EntryType.FOUNDING:
+            membership.found(data)
+        elif type_ == EntryType.CONF_CHANGE:
+            for ask in changes.asked(decode_change(data).context):
+                change = MemberChange.FromString(ask.body)
+                if membership.check(ask.op, change) is None:
+                    membership.execute(ask.op, change)
     own = membership.get(member_id)
     if own is None:
         raise LogMismatch(
@@ -113,7 +109,7 @@ def force_new_cluster(log: WriteAheadLog, member_id: int, state: MembershipState
     others = [member.ID for member in membership.members() if member.ID != member_id]
     wanted += [(Op.MEMBER_REMOVE, other) for other in others]
     term = max(log.hard_state.term, log.last_term)
-    entries = []
+    entries: list[Entry] = []
     for op, target in wanted:
         change = MemberChange(ID=target)
         record = pack_record(op, change.SerializeToString())
@@ -127,6 +123,20 @@ def force_new_cluster(log: WriteAheadLog, member_id: int, state: MembershipState
 
 
 def starting_state(log: WriteAheadLog, applied: int) -> HardState:
-    """The hard state to begin with: what was applied is committed, though the log may not have kept that."""
+    """The hard state to begin with: what was applied is committed, though the log may not have kept that.
+
+    So is every change of members that another one follows, for a leader proposes a change only when it has applied the
+    one before (Raft thesis, section 4.1). A member that began two changes behind its log could be elected by a
+    majority of the members of long ago, which need not meet the majority of today.
+    """
     term, vote, commit = log.hard_state
-    return HardState(term, vote, max(commit, applied, log.snapshot.index))
+    commit = max(commit, applied, log.snapshot.index)
+    changes_behind = [entry[1] for entry in _entries_from(log, commit + 1) if entry[2] != EntryType.NORMAL]
+    return HardState(term, vote, changes_behind[-2] if len(changes_behind) > 1 else commit)
+
+
+def _entries_from(log: WriteAheadLog, index: int) -> Iterator[Entry]:
+    while index <= log.last_index:
+        entries = log.read(index, log.last_index + 1, READ_BYTES)
+        yield from entries
+        index += len(entries)

@@ -60,6 +60,7 @@ class LogWriter:
         self._snapshot: Snapshot | None = None
         self._unsynced = False
         self._commit = 0  # known, and not in the log
+        self._kept_commit = log.hard_state.commit  # sure to be on disk: that which a log begins with is
         self._retry_at = 0.0
         self._segments = 0
         self.waits_inline = False
@@ -141,6 +142,27 @@ class LogWriter:
         self._snapshot_encoding_s.observe(encoded - began)
         self._snapshot_fsync_s.observe(ended - written)
         self._snapshot_s.observe(ended - began)
+
+    def keep_commit(self, index: int) -> bool:
+        """Entries up to `index`, which the log has on disk, are committed: that is on disk, too, on return.
+
+        False when there is no room for it; try again.
+        """
+        if index <= self._kept_commit:
+            return True
+        log = self._log
+        term, vote, commit = log.hard_state
+        try:
+            if index > commit:
+                self.written_bytes += log.append((), HardState(term, vote, index))
+        except LogFull as error:
+            self._logger.error("there is no room for the log, trying again", error=str(error))
+            return False
+        began = time.perf_counter()
+        log.sync()
+        self.fsync_s.observe(time.perf_counter() - began)
+        self._kept_commit = index
+        return True
 
     def tick(self, now: float) -> None:
         """There may be room again; and a commit index is written now and then, though nobody waits for it."""
