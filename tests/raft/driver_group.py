@@ -3,14 +3,15 @@ unless it is told to."""
 
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from random import Random
 from typing import cast
 
-from kvorum.pb.internal_pb2 import Founding, MembershipState
-from kvorum.pb.rpc_pb2 import Member, PutRequest
-from node.child import ChildContext
+from kvorum.pb.internal_pb2 import Founding, MemberChange, MembershipState
+from kvorum.pb.rpc_pb2 import Member, MoveLeaderRequest, PutRequest
+from node.child import ChildContext, Role
 from node.config import Config
-from node.frames import APPLIED, ENTRY_HEADER, HEADER_BYTES, LEADERSHIP, Frame, Kind, Process, pack, unpack
+from node.frames import APPLIED, ENTRY_HEADER, HEADER_BYTES, LEADERSHIP, PROGRESS, Frame, Kind, Process, pack, unpack
 from node.link_zmq import Links
 from node.membership import Membership
 from node.raft.core import Message
@@ -18,9 +19,10 @@ from node.raft.driver import Driver
 from node.raft.start import METADATA, found
 from node.raft.wal.errors import LogFull
 from node.raft.wal.log import WriteAheadLog, holds_log
+from node.requests import Op, pack_batch, pack_record
 from node.stats import Figures
 from tests.apply.entries import INCARNATION, MEMBER, batch
-from tests.apply.shell import FRONT, Clock, FakeLinks, Lines, answers
+from tests.apply.shell import FRONT, Clock, FakeLinks, Lines, answers, child_context
 from tests.raft.simulated_disk import SimulatedDirectory, SimulatedDisk
 
 KIB = 1 << 10
@@ -28,6 +30,9 @@ SEGMENT_BYTES = 64 * KIB
 CACHE_BYTES = 8 * KIB
 
 CLUSTER = 7
+
+A, B, C, D = 0xA, 0xB, 0xC, 0xD
+MEMBERS = (A, B, C)
 
 
 class HeldDisk:
@@ -223,6 +228,83 @@ class RaftUnderTest:
 
     def stop(self) -> None:
         self.wal.close()
+
+
+class Group:
+    """Founders (and whoever joins), one clock, one network."""
+
+    def __init__(self, directory: Path, *flags: str, founders: tuple[int, ...] = MEMBERS) -> None:
+        self.child: ChildContext = child_context(directory, Role.RAFT, "--initial-election-tick-advance=false", *flags)
+        self.network = Network()
+        self.clock = Clock()
+        self.members: dict[int, RaftUnderTest] = {}
+        for member in founders:
+            self.add(member, founders).start()
+
+    def add(self, member: int, founders: tuple[int, ...], disk: SimulatedDisk | None = None) -> RaftUnderTest:
+        made = RaftUnderTest(
+            self.child,
+            disk or SimulatedDisk(),
+            member=member,
+            members=founders,
+            network=self.network,
+            clock=self.clock,
+        )
+        self.members[member] = made
+        return made
+
+    def __getitem__(self, member: int) -> RaftUnderTest:
+        return self.members[member]
+
+    def settle(self) -> None:
+        """Until nothing is on its way and every disk is done."""
+        for _ in range(1000):
+            moved = self.network.deliver()
+            for member in self.members.values():
+                moved = member.disk_thread.finish() or moved
+            if not moved:
+                return
+        raise AssertionError("the members never come to rest")
+
+    def tick(self, times: int = 1, *, stalled: int = 0) -> None:
+        """Heartbeat intervals pass; each apply, but that of `stalled`, executes what it gets."""
+        for _ in range(times):
+            self.clock.now_s += 0.1
+            for name, member in self.members.items():
+                if name != stalled:
+                    member.tell(Kind.PROGRESS, PROGRESS.pack(member.wal.last_index))
+                member.driver.tick()
+            self.settle()
+
+    def elect(self, member: int) -> RaftUnderTest:
+        """Makes `member` the leader."""
+        for _ in range(100):
+            if self.leader() != 0:
+                break
+            self.tick()
+        if self.leader() != member:
+            self.ask(self.leader(), Op.MOVE_LEADER, MoveLeaderRequest(targetID=member))
+            self.settle()
+        assert self.leader() == member
+        self.tick()
+        for each in self.members.values():
+            each.links.sent.clear()
+        return self.members[member]
+
+    def leader(self) -> int:
+        """Whom all that can be heard follow; 0."""
+        leaders = {each.driver.state()["leader"] for name, each in self.members.items() if name not in self.network.cut}
+        return leaders.pop() if len(leaders) == 1 else 0
+
+    def ask(self, member: int, op: Op, body: MemberChange | MoveLeaderRequest, sequence: int = 77) -> None:
+        record = pack_record(op, body.SerializeToString())
+        change = pack_batch(FRONT, member, INCARNATION, sequence, [record])
+        self[member].propose(unpack(pack(FRONT, Kind.CHANGES, 0, change)))
+
+    def close(self) -> None:
+        for member in self.members.values():
+            member.stop()
+        self.child.lifeline.close()
 
 
 def founding(members: Sequence[int]) -> bytes:

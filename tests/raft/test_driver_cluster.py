@@ -9,12 +9,11 @@ import pytest
 from kvorum import errors
 from kvorum.pb.internal_pb2 import MemberChange
 from kvorum.pb.rpc_pb2 import Member, MoveLeaderRequest, PutRequest
-from node.child import ChildContext, Role
+from node.child import Role
 from node.frames import (
     FORWARD,
     HEADER_BYTES,
     LEADING,
-    PROGRESS,
     READ_ASK,
     READ_INDEX,
     Frame,
@@ -27,89 +26,9 @@ from node.membership import Membership
 from node.raft.core import ChangeType, ConfChange, Entry, EntryType, Message, MessageType, Snapshot, encode_change
 from node.requests import REPLY, Op, pack_batch, pack_record
 from tests.apply.entries import INCARNATION, batch
-from tests.apply.shell import FRONT, Clock, child_context
-from tests.raft.driver_group import KIB, Network, RaftUnderTest, founded, founding, proposal, url
+from tests.apply.shell import FRONT, child_context
+from tests.raft.driver_group import KIB, MEMBERS, A, B, C, D, Group, RaftUnderTest, founded, founding, proposal, url
 from tests.raft.simulated_disk import SimulatedDisk
-
-A, B, C, D = 0xA, 0xB, 0xC, 0xD
-MEMBERS = (A, B, C)
-
-
-class Group:
-    """Three founders (and whoever joins), one clock, one network."""
-
-    def __init__(self, directory: Path, *flags: str) -> None:
-        self.child: ChildContext = child_context(directory, Role.RAFT, "--initial-election-tick-advance=false", *flags)
-        self.network = Network()
-        self.clock = Clock()
-        self.members: dict[int, RaftUnderTest] = {}
-        for member in MEMBERS:
-            self.add(member, MEMBERS).start()
-
-    def add(self, member: int, founders: tuple[int, ...], disk: SimulatedDisk | None = None) -> RaftUnderTest:
-        made = RaftUnderTest(
-            self.child,
-            disk or SimulatedDisk(),
-            member=member,
-            members=founders,
-            network=self.network,
-            clock=self.clock,
-        )
-        self.members[member] = made
-        return made
-
-    def __getitem__(self, member: int) -> RaftUnderTest:
-        return self.members[member]
-
-    def settle(self) -> None:
-        """Until nothing is on its way and every disk is done."""
-        for _ in range(1000):
-            moved = self.network.deliver()
-            for member in self.members.values():
-                moved = member.disk_thread.finish() or moved
-            if not moved:
-                return
-        raise AssertionError("the members never come to rest")
-
-    def tick(self, times: int = 1, *, stalled: int = 0) -> None:
-        """Heartbeat intervals pass; each apply, but that of `stalled`, executes what it gets."""
-        for _ in range(times):
-            self.clock.now_s += 0.1
-            for name, member in self.members.items():
-                if name != stalled:
-                    member.tell(Kind.PROGRESS, PROGRESS.pack(member.wal.last_index))
-                member.driver.tick()
-            self.settle()
-
-    def elect(self, member: int) -> RaftUnderTest:
-        """Makes `member` the leader."""
-        for _ in range(100):
-            if self.leader() != 0:
-                break
-            self.tick()
-        if self.leader() != member:
-            self.ask(self.leader(), Op.MOVE_LEADER, MoveLeaderRequest(targetID=member))
-            self.settle()
-        assert self.leader() == member
-        self.tick()
-        for each in self.members.values():
-            each.links.sent.clear()
-        return self.members[member]
-
-    def leader(self) -> int:
-        """Whom all that can be heard follow; 0."""
-        leaders = {each.driver.state()["leader"] for name, each in self.members.items() if name not in self.network.cut}
-        return leaders.pop() if len(leaders) == 1 else 0
-
-    def ask(self, member: int, op: Op, body: MemberChange | MoveLeaderRequest, sequence: int = 77) -> None:
-        record = pack_record(op, body.SerializeToString())
-        change = pack_batch(FRONT, member, INCARNATION, sequence, [record])
-        self[member].propose(unpack(pack(FRONT, Kind.CHANGES, 0, change)))
-
-    def close(self) -> None:
-        for member in self.members.values():
-            member.stop()
-        self.child.lifeline.close()
 
 
 @pytest.fixture
