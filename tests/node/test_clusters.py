@@ -196,3 +196,16 @@ def test_members_speak_tls(certificate: tuple[str, str], tmp_path: Path, is_auto
         assert refused(member) == f"member {member_id:x} has already been bootstrapped"
     finally:
         cluster.close()
+
+
+def test_the_leader_of_two_is_removed() -> None:
+    """M18, M19: the other one leads alone, and lets it go."""
+    with running_cluster(Kind.KVORUM, 2) as two:
+        leader = two.wait_for_leader()
+        other = next(member for member in two.members if member is not leader)
+        change(leader, "remove", {"ID": str(status(leader).member_id)})
+        leaves(leader)
+        put(other, "MQ==")
+        other.kill()
+        other.start()
+        assert (list(members(other)), got(other)) == ([other.name], ["MQ=="])
