@@ -8,6 +8,8 @@ from kvorum.wire import grpc
 from kvorum.wire.calls import Fields
 from kvorum.wire.head import Head
 from kvorum.wire.server_connection import ServerConnection
+from proxy.namespaces.namespace import Namespace
+from proxy.namespaces.passage import Passage, enter
 from proxy.upstream.upstream import encode
 
 PASSED_ON: Final = ("token", "authorization", "hasleader", "client-api-version")
@@ -19,16 +21,29 @@ MOST_CALLERS: Final = 4096
 class Caller:
     """One kind of caller: calls of equal callers may share what goes upstream."""
 
-    __slots__ = ("hasleader", "metadata", "prefix", "tenant", "token")
+    __slots__ = ("hasleader", "metadata", "namespace", "tenant", "token")
 
-    def __init__(self, token: str, hasleader: bool, metadata: Fields, prefix: bytes, tenant: Any | None) -> None:
+    def __init__(
+        self, token: str, hasleader: bool, metadata: Fields, namespace: Namespace | None, tenant: Any | None
+    ) -> None:
         self.token = token
         self.hasleader = hasleader
         self.metadata = metadata
         """For the upstream: token, hasleader, version."""
-        self.prefix = prefix
-        """The namespace; empty: none."""
+        self.namespace = namespace
         self.tenant = tenant
+
+    @property
+    def plain(self) -> bool:
+        """Whether the caller's calls need no look: `enter` would change nothing."""
+        return self.namespace is None
+
+    def enter(self, path: str, message: bytes) -> tuple[bytes, Passage | None]:
+        """A call of this caller's: (the request for the server, what its replies go through, or None).
+
+        Raises ApiError for one that may not be made, and Later when that is not known yet.
+        """
+        return (message, None) if self.namespace is None else enter(self.namespace, path, message)
 
 
 class _Seen:
@@ -47,8 +62,8 @@ class Callers:
     """Finds the caller of each request."""
 
     def __init__(self, prefix: bytes = b"") -> None:
-        """`prefix`: the namespace of every caller."""
-        self._prefix = prefix
+        """`prefix`: the namespace of every caller; empty: none."""
+        self._namespace = Namespace(prefix) if prefix else None
         self._callers: dict[tuple[Fields, str, str | None], Caller] = {}
         self.generation = 0
         """Changes when the same request may have another caller than before."""
@@ -80,5 +95,5 @@ class Callers:
                 self._callers.clear()
             token = next((str(passed[name][0]) for name in PASSED_ON[:2] if name in passed), "")
             hasleader = "true" in passed.get("hasleader", ())
-            caller = self._callers[key] = Caller(token, hasleader, fields, self._prefix, None)
+            caller = self._callers[key] = Caller(token, hasleader, fields, self._namespace, None)
         return caller

@@ -7,14 +7,15 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Final
 
-from kvorum.errors import ApiError, Code
+from kvorum.errors import ApiError, Code, Status
 from kvorum.wire import grpc
-from kvorum.wire.calls import ClientStream, Fields
+from kvorum.wire.calls import ClientStream
 from kvorum.wire.head import Head
 from kvorum.wire.routes import CancelReason, StreamHandler, StreamOpen, UnaryHandler
 from kvorum.wire.server_calls import ServerStream
 from kvorum.wire.server_connection import ServerConnection
-from proxy.callers import Callers
+from proxy.callers import Caller, Callers
+from proxy.namespaces.passage import Later, Passage, Retry
 from proxy.upstream.upstream import PATIENCE_S, Upstream
 
 RANGE_STREAM: Final = "/etcdserverpb.KV/RangeStream"
@@ -59,8 +60,15 @@ def answer(connection: ServerConnection, stream_id: int, code: int, text: str, m
         connection.reply(stream_id, message)
 
 
+def answer_through(
+    passage: Passage, connection: ServerConnection, stream_id: int, code: int, text: str, message: bytes
+) -> None:
+    """The same for a caller in a namespace."""
+    answer(connection, stream_id, *passage.settle(code, text, message))
+
+
 def pass_through(upstream: Upstream, callers: Callers, paths: Iterable[str]) -> dict[str, UnaryHandler]:
-    """Handlers of unary calls that nothing is looked at in."""
+    """Handlers of unary calls in which nothing is looked at but what the caller's namespace asks for."""
     return {path: _passing(upstream, callers, path) for path in paths}
 
 
@@ -71,12 +79,30 @@ def _passing(upstream: Upstream, callers: Callers, path: str) -> UnaryHandler:
     def handle(connection: ServerConnection, stream_id: int, head: Head, message: bytes) -> None:
         try:
             caller = resolve(connection, head)
+            request, passage = (message, None) if caller.plain else caller.enter(path, message)
         except ApiError as error:
             connection.fail(stream_id, *error.status)
-            return
-        call(path, message, partial(answer, connection, stream_id), caller.metadata, head.timeout_s)
+        except Later as later:
+            later.join(again(handle, connection, stream_id, head, message))
+        else:
+            done = partial(answer, connection, stream_id)
+            if passage is not None:
+                done = partial(answer_through, passage, connection, stream_id)
+            call(path, request, done, caller.metadata, head.timeout_s)
 
     return handle
+
+
+def again(handler: UnaryHandler, connection: ServerConnection, stream_id: int, head: Head, message: bytes) -> Retry:
+    """Makes a unary call once more from its beginning, unless its caller has gone."""
+
+    def retry(status: Status | None) -> None:
+        if status is not None:
+            connection.fail(stream_id, *status)
+        elif stream_id in connection.streams:
+            handler(connection, stream_id, head, message)
+
+    return retry
 
 
 def relays(upstream: Upstream, callers: Callers, paths: Iterable[str]) -> dict[str, StreamOpen]:
@@ -90,12 +116,7 @@ def relays(upstream: Upstream, callers: Callers, paths: Iterable[str]) -> dict[s
 
 def _relaying(upstream: Upstream, callers: Callers, path: str) -> StreamOpen:
     def open_relay(stream: ServerStream, head: Head) -> StreamHandler:
-        relay = Relay(upstream, stream, path, head.timeout_s)
-        try:
-            relay.caller_metadata = callers.resolve(stream.connection, head).metadata
-        except ApiError as error:
-            stream.end(*error.status)
-        return relay
+        return Relay(upstream, callers, stream, head, path)
 
     return open_relay
 
@@ -103,15 +124,19 @@ def _relaying(upstream: Upstream, callers: Callers, path: str) -> StreamOpen:
 class Relay:
     """The client's side: one request, and replies as fast as the client reads them."""
 
-    def __init__(self, upstream: Upstream, stream: ServerStream, path: str, timeout_s: float | None) -> None:
+    def __init__(self, upstream: Upstream, callers: Callers, stream: ServerStream, head: Head, path: str) -> None:
         self.stream = stream
-        self.caller_metadata: Fields = ()
         self._upstream = upstream
+        self._callers = callers
+        self._head = head
         self._path = path
+        self._caller: Caller | None = None
         self._loop = asyncio.get_running_loop()
-        self._deadline_at = None if timeout_s is None else self._loop.time() + timeout_s
+        self._deadline_at = None if head.timeout_s is None else self._loop.time() + head.timeout_s
         self._give_up_at = 0.0
         self._message: bytes | None = None
+        self._passage: Passage | None = None
+        self._cancelled = False
         self._call: ClientStream | None = None
 
     def on_message(self, message: bytes) -> None:
@@ -120,7 +145,24 @@ class Relay:
             self.cancel()
             return
         self._message = message
-        self._ask()
+        self._enter(message)
+
+    def _enter(self, message: bytes) -> None:
+        try:
+            self._caller = self._callers.resolve(self.stream.connection, self._head)
+            self._message, self._passage = self._caller.enter(self._path, message)
+        except ApiError as error:
+            self.stream.end(*error.status)
+        except Later as later:
+            later.join(partial(self._enter_again, message))
+        else:
+            self._ask()
+
+    def _enter_again(self, message: bytes, status: Status | None) -> None:
+        if status is not None:
+            self.stream.end(*status)
+        elif not self._cancelled:
+            self._enter(message)
 
     def on_half_close(self) -> None:
         if self._message is None:
@@ -135,6 +177,13 @@ class Relay:
 
     def on_reply(self, message: bytes) -> None:
         """One reply from upstream."""
+        if self._passage is not None:
+            try:
+                message = self._passage.reply(message)
+            except ApiError as error:
+                self.cancel()
+                self.stream.end(*error.status)
+                return
         self.stream.send(message)
         if not self.stream.writable and self._call is not None:
             self._call.pause_reading()
@@ -149,17 +198,23 @@ class Relay:
         if code == Code.UNAVAILABLE and (unsent or unanswered) and self._may_repeat():
             self._ask()
         else:
+            if self._passage is not None:
+                self._passage.end(code)
             self.stream.end(code, text)
 
     def cancel(self) -> None:
+        self._cancelled = True
         call, self._call = self._call, None
         if call is not None:
+            if self._passage is not None:
+                self._passage.end(Code.CANCELLED)
             call.cancel()
 
     def _ask(self) -> None:
         assert self._message is not None
+        assert self._caller is not None
         timeout_s = None if self._deadline_at is None else self._deadline_at - self._loop.time()
-        call = self._call = self._upstream.open(self._path, _Replies(self), self.caller_metadata, timeout_s)
+        call = self._call = self._upstream.open(self._path, _Replies(self), self._caller.metadata, timeout_s)
         call.send(self._message)
         call.half_close()
 

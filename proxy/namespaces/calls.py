@@ -8,11 +8,11 @@ Each message is parsed once and written once. A reply that cannot hold a key is 
 """
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from google.protobuf.message import DecodeError, Message
 
-from kvorum.errors import ApiError, Code, Status
+from kvorum.errors import ApiError, unmarshal_error
 from kvorum.pb.election_pb2 import (
     CampaignRequest,
     CampaignResponse,
@@ -46,8 +46,17 @@ StripReply = Callable[[Namespace, bytes], bytes]
 """(namespace, reply) -> the reply for the caller. Raises DecodeError for what is no such message and ForeignKeyError
 for one that holds a key of others."""
 
-Outwards = Callable[[Namespace, bytes], tuple[bytes, StripReply | None]]
-"""(namespace, request) -> (request for the server, what to do with its reply). Raises ApiError."""
+Look = Callable[[Any], None]
+"""Is shown a request as it goes to the server, under whole names; may raise ApiError."""
+
+
+class Outwards(Protocol):
+    """How the calls of one method leave a namespace."""
+
+    def __call__(
+        self, namespace: Namespace, message: bytes, look: Look | None = None, /
+    ) -> tuple[bytes, StripReply | None]:
+        """A request to (the request for the server, what to do with its reply). Raises ApiError."""
 
 
 def parse_request(message_type: Any, message: bytes) -> Any:
@@ -55,7 +64,7 @@ def parse_request(message_type: Any, message: bytes) -> Any:
     try:
         request = message_type.FromString(message)
     except DecodeError as error:
-        raise ApiError(Status(Code.INTERNAL, f"grpc: error unmarshalling request: {error}")) from None
+        raise ApiError(unmarshal_error(error)) from None
     request.DiscardUnknownFields()
     return request
 
@@ -80,9 +89,11 @@ def _call(
 ) -> Outwards:
     """`shows(request)` says whether the reply may hold a key."""
 
-    def outwards(namespace: Namespace, message: bytes) -> tuple[bytes, StripReply | None]:
+    def outwards(namespace: Namespace, message: bytes, look: Look | None = None, /) -> tuple[bytes, StripReply | None]:
         request = parse_request(request_type, message)
         prefix(namespace, request)
+        if look is not None:
+            look(request)
         return request.SerializeToString(), strip_reply if strip_reply is not None and shows(request) else None
 
     return outwards
