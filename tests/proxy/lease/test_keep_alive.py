@@ -124,7 +124,7 @@ class Proxy:
     def resolve(self, _connection: Any, head: Head) -> Caller:
         if self.refuse is not None:
             raise ApiError(self.refuse)
-        return Caller("", "hasleader" in head.metadata, encode(head.metadata), b"", None)
+        return Caller("", "hasleader" in head.metadata, encode(head.metadata), None, None)
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
         self.timers.append(Timer(self.now + delay_s, callback))
