@@ -34,6 +34,11 @@ class Caller:
         self.tenant = tenant
 
     @property
+    def prefix(self) -> bytes:
+        """Of the namespace; empty: none."""
+        return b"" if self.namespace is None else self.namespace.prefix
+
+    @property
     def plain(self) -> bool:
         """Whether the caller's calls need no look: `enter` would change nothing."""
         return self.namespace is None
