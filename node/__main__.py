@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from kvorum import API_VERSION, __version__
+from kvorum.init_daemon import notify_ready
 from kvorum.log import Level, Logger, LogSettings
 from kvorum.resolver import Resolver
 from kvorum.urls import Url
@@ -21,7 +22,6 @@ from node.flags import Exit, parse
 from node.flags.checks import StartFailed, cluster_text
 from node.flags.notes import Note
 from node.identity import Identity
-from node.init_daemon import notify_ready
 from node.listeners import ListenFailed
 from node.remote_cluster import RemoteCluster
 from node.supervisor import Ending, Supervisor

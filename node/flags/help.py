@@ -21,6 +21,12 @@ Usage:
   kvorum -h | --help
     Show every flag.
 
+  kvorum gateway
+    Pass TCP connections on to the members of a cluster; kvorum gateway start --help shows its flags.
+
+  kvorum grpc-proxy
+    Serve many clients over few connections to a cluster; kvorum grpc-proxy start --help shows its flags.
+
   kvorum --config-file FILE
     Start a member with the settings of a YAML file; other flags and variables are then ignored.
 """

@@ -1,4 +1,4 @@
-"""Telling systemd that the member serves (sd_notify(3), behaviour S54)."""
+"""Telling systemd that the process serves (sd_notify(3), behaviour S54)."""
 
 import socket
 from collections.abc import Mapping
