@@ -111,7 +111,15 @@ class GatewayProcess:
         limit = ["prlimit", f"--nofile={fds}"] if fds is not None else []
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [*limit, sys.executable, "-m", *(command or ("gateway",)), "start", "--listen-addr=127.0.0.1:0", *flags],
+                [
+                    *limit,
+                    sys.executable,
+                    "-m",
+                    *(command or ("gateway",)),
+                    "start",
+                    "--listen-addr=127.0.0.1:0",
+                    *flags,
+                ],
                 cwd=directory,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
                 stdin=subprocess.DEVNULL,

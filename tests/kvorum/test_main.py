@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from importlib.metadata import entry_points
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -52,5 +52,5 @@ def test_the_members_help_names_every_command(name: str) -> None:
 
 
 def test_the_installed_script_is_this_command() -> None:
-    (script,) = (script for script in entry_points(group="console_scripts") if script.name == "kvorum")
-    assert script.module in ("kvorum.__main__", "node.__main__")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"kvorum": f"{command.__name__}:{command.main.__name__}"}
