@@ -48,6 +48,9 @@ OBSERVE: Final = "/v3electionpb.Election/Observe"
 HEALTH_CHECK: Final = "/grpc.health.v1.Health/Check"
 HEALTH_WATCH: Final = "/grpc.health.v1.Health/Watch"
 
+ENDLESS: Final = frozenset({LOCK, CAMPAIGN, OBSERVE, HEALTH_WATCH})
+"""Calls that may last for ever."""
+
 REPEATABLE_STREAMS: Final = frozenset({RANGE_STREAM, SNAPSHOT, OBSERVE, HEALTH_WATCH})
 """Calls that change nothing."""
 
@@ -105,31 +108,45 @@ def again(handler: UnaryHandler, connection: ServerConnection, stream_id: int, h
     return retry
 
 
-def relays(upstream: Upstream, callers: Callers, paths: Iterable[str]) -> dict[str, StreamOpen]:
-    """Handlers of calls that are one request and a stream of replies, or that wait for long.
+class Relays:
+    """Calls that are one request and a stream of replies, or that wait for long.
 
     Lock and Campaign have one reply, but wait until it is their turn; a caller that leaves must be seen, so that its
     place in the queue is given up.
     """
-    return {path: _relaying(upstream, callers, path) for path in paths}
 
+    def __init__(self, upstream: Upstream, callers: Callers) -> None:
+        self.upstream = upstream
+        self.callers = callers
+        self.open: set[Relay] = set()
 
-def _relaying(upstream: Upstream, callers: Callers, path: str) -> StreamOpen:
-    def open_relay(stream: ServerStream, head: Head) -> StreamHandler:
-        return Relay(upstream, callers, stream, head, path)
+    def of(self, paths: Iterable[str]) -> dict[str, StreamOpen]:
+        """Their handlers."""
+        return {path: self._opening(path) for path in paths}
 
-    return open_relay
+    def stop(self, status: Status) -> None:
+        """End those that have no end of their own."""
+        for relay in list(self.open):
+            if relay.path in ENDLESS:
+                relay.end(status)
+
+    def _opening(self, path: str) -> StreamOpen:
+        def open_relay(stream: ServerStream, head: Head) -> StreamHandler:
+            relay = Relay(self, stream, head, path)
+            self.open.add(relay)
+            return relay
+
+        return open_relay
 
 
 class Relay:
     """The client's side: one request, and replies as fast as the client reads them."""
 
-    def __init__(self, upstream: Upstream, callers: Callers, stream: ServerStream, head: Head, path: str) -> None:
+    def __init__(self, relays: Relays, stream: ServerStream, head: Head, path: str) -> None:
         self.stream = stream
-        self._upstream = upstream
-        self._callers = callers
+        self.path = path
+        self._relays = relays
         self._head = head
-        self._path = path
         self._caller: Caller | None = None
         self._loop = asyncio.get_running_loop()
         self._deadline_at = None if head.timeout_s is None else self._loop.time() + head.timeout_s
@@ -141,18 +158,17 @@ class Relay:
 
     def on_message(self, message: bytes) -> None:
         if self._message is not None:
-            self.stream.end(Code.INTERNAL, "grpc: more than one message in a unary request")
-            self.cancel()
+            self.end(Status(Code.INTERNAL, "grpc: more than one message in a unary request"))
             return
         self._message = message
         self._enter(message)
 
     def _enter(self, message: bytes) -> None:
         try:
-            self._caller = self._callers.resolve(self.stream.connection, self._head)
-            self._message, self._passage = self._caller.enter(self._path, message)
+            self._caller = self._relays.callers.resolve(self.stream.connection, self._head)
+            self._message, self._passage = self._caller.enter(self.path, message)
         except ApiError as error:
-            self.stream.end(*error.status)
+            self.end(error.status)
         except Later as later:
             later.join(partial(self._enter_again, message))
         else:
@@ -160,13 +176,13 @@ class Relay:
 
     def _enter_again(self, message: bytes, status: Status | None) -> None:
         if status is not None:
-            self.stream.end(*status)
+            self.end(status)
         elif not self._cancelled:
             self._enter(message)
 
     def on_half_close(self) -> None:
         if self._message is None:
-            self.stream.end(Code.INTERNAL, "grpc: no message in a unary request")
+            self.end(Status(Code.INTERNAL, "grpc: no message in a unary request"))
 
     def on_cancel(self, reason: CancelReason) -> None:
         self.cancel()
@@ -181,8 +197,7 @@ class Relay:
             try:
                 message = self._passage.reply(message)
             except ApiError as error:
-                self.cancel()
-                self.stream.end(*error.status)
+                self.end(error.status)
                 return
         self.stream.send(message)
         if not self.stream.writable and self._call is not None:
@@ -194,16 +209,23 @@ class Relay:
         if call is None:
             return
         unsent = call.connection is None
-        unanswered = call.head is None and self._path in REPEATABLE_STREAMS
+        unanswered = call.head is None and self.path in REPEATABLE_STREAMS
         if code == Code.UNAVAILABLE and (unsent or unanswered) and self._may_repeat():
             self._ask()
         else:
             if self._passage is not None:
                 self._passage.end(code)
-            self.stream.end(code, text)
+            self.end(Status(code, text))
+
+    def end(self, status: Status) -> None:
+        """End both sides."""
+        self.cancel()
+        self.stream.end(*status)
 
     def cancel(self) -> None:
+        """End the upstream's side."""
         self._cancelled = True
+        self._relays.open.discard(self)
         call, self._call = self._call, None
         if call is not None:
             if self._passage is not None:
@@ -214,7 +236,7 @@ class Relay:
         assert self._message is not None
         assert self._caller is not None
         timeout_s = None if self._deadline_at is None else self._deadline_at - self._loop.time()
-        call = self._call = self._upstream.open(self._path, _Replies(self), self._caller.metadata, timeout_s)
+        call = self._call = self._relays.upstream.open(self.path, _Replies(self), self._caller.metadata, timeout_s)
         call.send(self._message)
         call.half_close()
 

@@ -2,55 +2,192 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NoReturn
 
 import click
 
+from kvorum.ciphers import openssl_ciphers
+from kvorum.go_flags import BOOL, DURATION, EXIT_FAILED, INT, UINT, UINT32, Command, run, strings
 from kvorum.log import Level, Logger, LogSettings
-from proxy.config import Config
-from proxy.upstream.endpoints import parse_endpoint
+from proxy.config import (
+    Config,
+    Keepalive,
+    ListenTls,
+    StartFailed,
+    UpstreamTls,
+    check,
+    read_endpoints,
+    read_metrics_addr,
+)
+
+TLS_VERSIONS: Final = ("TLS1.2", "TLS1.3")
 
 
-@click.group(name="grpc-proxy", context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(name="grpc-proxy", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 def grpc_proxy() -> None:
-    """The gRPC proxy tier."""
+    """The gRPC proxy: many clients, few connections and streams to the members."""
 
 
-@grpc_proxy.command()
-@click.option("--endpoints", default="127.0.0.1:2379", show_default=True, help="comma separated cluster endpoints")
-@click.option("--listen-addr", default="127.0.0.1:23790", show_default=True, help="listen address")
-@click.option("--advertise-client-url", default="127.0.0.1:23790", show_default=True, help="address to register")
-@click.option("--data-dir", default="default.proxy", show_default=True, help="directory for generated certificates")
-@click.option("--workers", default=1, show_default=True, help="processes that serve together")
-@click.option("--namespace", default="", help="string to prefix to all keys for namespacing requests")
-@click.option("--debug/--no-debug", default=False, help="debug-level logging")
-def start(
-    endpoints: str,
-    listen_addr: str,
-    advertise_client_url: str,
-    data_dir: str,
-    workers: int,
-    namespace: str,
-    debug: bool,
-) -> None:
-    """Start the gRPC proxy."""
-    from proxy.process import run
+def _text(name: str, default: str, text: str) -> Callable[[Any], Any]:
+    return click.option(name, default=default, show_default=bool(default), metavar="string", help=text)
 
-    config = Config(
-        endpoints=tuple(parse_endpoint(text) for text in endpoints.split(",")),
-        listen_addr=listen_addr,
-        advertise_client_url=advertise_client_url,
-        data_dir=data_dir,
-        workers=workers,
-        namespace=namespace,
-        debug=debug,
+
+def _switch(name: str, text: str) -> Callable[[Any], Any]:
+    return click.option(name, type=BOOL, default=False, help=text)
+
+
+def _number(name: str, kind: click.ParamType[int], default: int, text: str) -> Callable[[Any], Any]:
+    return click.option(name, type=kind, default=default, show_default=True, help=text)
+
+
+def _duration(name: str, default: str, text: str) -> Callable[[Any], Any]:
+    return click.option(name, type=DURATION, default=default, show_default=default != "0", help=text)
+
+
+@grpc_proxy.command(cls=Command)
+@strings("--endpoints", ["127.0.0.1:2379"], "The members, comma separated.  [default: 127.0.0.1:2379]")
+@_duration("--endpoints-auto-sync-interval", "0", "Ask the cluster for its members this often; 0: never.")
+@_text("--discovery-srv", "", "DNS domain whose SRV records name the members, instead of --endpoints.")
+@_text("--discovery-srv-name", "", "Suffix of the names of the services in DNS.")
+@_switch("--insecure-discovery", "Take members without TLS from SRV records too.")
+@_text("--listen-addr", "127.0.0.1:23790", "Where clients connect to: host:port or unix://PATH.")
+@_number("--workers", INT, 1, "Processes that serve together on --listen-addr.")
+@_text("--metrics-addr", "", "URL of one more listener for /metrics and /health, as http://host:port.")
+@_text("--namespace", "", "Prefix of all keys, which clients do not see.")
+@_text("--namespaces-file", "", "YAML file that maps users, certificates or authorities to namespaces and limits.")
+@_text("--advertise-client-url", "127.0.0.1:23790", "Address that clients reach this proxy at, to register.")
+@_text("--resolver-prefix", "", "Prefix under which the proxies of a cluster register.")
+@_number("--resolver-ttl", INT, 0, "Seconds for which a registration outlives its proxy.")
+@_text("--data-dir", "default.proxy", "Directory of generated certificates.")
+@_text("--cert", "", "Certificate file (PEM) to show to members.")
+@_text("--key", "", "Its key file.")
+@_text("--cacert", "", "Authorities (PEM) that the members' certificates must come from.")
+@_switch("--insecure-skip-tls-verify", "Take any certificate from members. For tests only.")
+@_text("--cert-file", "", "Certificate file (PEM) to show to clients.")
+@_text("--key-file", "", "Its key file.")
+@_text("--trusted-ca-file", "", "Authorities (PEM) that every client's certificate must come from.")
+@strings("--listen-cipher-suites", [], "TLS 1.2 cipher suites towards clients, comma separated.")
+@_switch("--auto-tls", "Serve clients with a certificate that the proxy makes itself.")
+@_text("--client-crl-file", "", "Not supported.")
+@_number("--self-signed-cert-validity", UINT, 1, "Years for which a generated certificate is valid.")
+@_text("--tls-min-version", "TLS1.2", "Least TLS version towards clients: TLS1.2 or TLS1.3.")
+@_text("--tls-max-version", "", "Greatest TLS version towards clients; empty: any.")
+@_duration("--dial-keepalive-time", "0", "Ping a member after this much silence; 0: never.")
+@_duration("--dial-keepalive-timeout", "20s", "Silence after such a ping that ends the connection.")
+@_switch("--permit-without-stream", "Ping members also while no call is open.")
+@_duration("--grpc-keepalive-min-time", "5s", "Least time between the pings of a client.")
+@_duration("--grpc-keepalive-interval", "2h", "Ping a client after this much silence; 0: never.")
+@_duration("--grpc-keepalive-timeout", "20s", "Silence after such a ping that ends the connection.")
+@_number("--max-send-bytes", INT, 1572864, "Largest request that is passed on, without 512 KiB for gRPC.")
+@_number("--max-recv-bytes", INT, 2**31 - 1, "Largest reply that is taken from a member.")
+@_number("--max-concurrent-streams", UINT32, 2**32 - 1, "Calls that one client connection may have open.")
+@_switch("--experimental-serializable-ordering", "Serializable reads never go back in time, whichever member answers.")
+@_text("--experimental-leasing-prefix", "", "Prefix of the leases on keys that this proxy answers reads of itself.")
+@_switch("--experimental-enable-grpc-logging", "Not supported.")
+@_switch("--debug", "Log at debug level.")
+def start(**flags: Any) -> int:
+    """Start the proxy."""
+    try:
+        config = read(flags)
+        check(config)
+        from proxy.workers import serve  # after the flags are known to be right: it loads the rest
+
+        return serve(config, Logger.open(LogSettings(level=Level.DEBUG if config.debug else Level.INFO)))
+    except StartFailed as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_FAILED
+
+
+def read(flags: dict[str, Any]) -> Config:
+    """Flags by their names with underscores to settings. Raises StartFailed."""
+    for name in ("client_crl_file", "experimental_enable_grpc_logging"):
+        if flags[name]:
+            raise StartFailed(f"--{name.replace('_', '-')} is not supported")
+    return Config(
+        endpoints=() if flags["discovery_srv"] else read_endpoints(flags["endpoints"]),
+        endpoints_auto_sync_interval_s=flags["endpoints_auto_sync_interval"] / 1e9,
+        discovery_srv=flags["discovery_srv"],
+        discovery_srv_name=flags["discovery_srv_name"],
+        insecure_discovery=flags["insecure_discovery"],
+        listen_addr=flags["listen_addr"],
+        metrics_addr=read_metrics_addr(flags["metrics_addr"]),
+        advertise_client_url=flags["advertise_client_url"],
+        resolver_prefix=flags["resolver_prefix"],
+        resolver_ttl_s=flags["resolver_ttl"],
+        namespace=flags["namespace"],
+        namespaces_file=flags["namespaces_file"],
+        data_dir=flags["data_dir"],
+        upstream_tls=UpstreamTls(
+            cert_file=flags["cert"],
+            key_file=flags["key"],
+            ca_file=flags["cacert"],
+            skip_verify=flags["insecure_skip_tls_verify"],
+        ),
+        listen_tls=_listen_tls(flags),
+        auto_tls=flags["auto_tls"] and not (flags["cert_file"] or flags["key_file"]),
+        self_signed_cert_validity_years=flags["self_signed_cert_validity"],
+        keepalive=Keepalive(
+            dial_time_s=flags["dial_keepalive_time"] / 1e9 or None,
+            dial_timeout_s=flags["dial_keepalive_timeout"] / 1e9,
+            permit_without_stream=flags["permit_without_stream"],
+            min_time_s=flags["grpc_keepalive_min_time"] / 1e9,
+            interval_s=flags["grpc_keepalive_interval"] / 1e9 or float("inf"),
+            timeout_s=flags["grpc_keepalive_timeout"] / 1e9 or float("inf"),
+        ),
+        max_send_bytes=flags["max_send_bytes"],
+        max_recv_bytes=flags["max_recv_bytes"],
+        max_concurrent_streams=flags["max_concurrent_streams"],
+        serializable_ordering=flags["experimental_serializable_ordering"],
+        leasing_prefix=flags["experimental_leasing_prefix"],
+        workers=flags["workers"],
+        debug=flags["debug"],
     )
-    sys.exit(run(config, Logger.open(LogSettings(level=Level.DEBUG if debug else Level.INFO))))
+
+
+def _listen_tls(flags: dict[str, Any]) -> ListenTls | None:
+    cert_file, key_file = flags["cert_file"], flags["key_file"]
+    if not (cert_file or key_file):
+        if not flags["auto_tls"]:
+            for name in ("trusted_ca_file", "listen_cipher_suites"):
+                if flags[name]:
+                    raise StartFailed(f"--{name.replace('_', '-')} needs --cert-file and --key-file")
+            return None
+        cert_file = f"{flags['data_dir']}/fixtures/proxy/cert.pem"
+        key_file = f"{flags['data_dir']}/fixtures/proxy/key.pem"
+    if bool(cert_file) != bool(key_file):
+        raise StartFailed(f"KeyFile and CertFile must both be present[key: {key_file}, cert: {cert_file}]")
+    least, most = flags["tls_min_version"], flags["tls_max_version"]
+    for version in (least, most):
+        if version and version not in TLS_VERSIONS:
+            raise StartFailed(f'unexpected TLS version "{version}" (must be one of: TLS1.2, TLS1.3)')
+    if most and most < (least or TLS_VERSIONS[0]):
+        raise StartFailed(f"min version ({least}) is greater than max version ({most})")
+    if least == "TLS1.3" and flags["listen_cipher_suites"]:
+        raise StartFailed("cipher suites cannot be configured when only TLS1.3 is enabled")
+    try:
+        ciphers = openssl_ciphers(flags["listen_cipher_suites"])
+    except ValueError as error:
+        raise StartFailed(str(error)) from None
+    return ListenTls(
+        cert_file=cert_file,
+        key_file=key_file,
+        trusted_ca_file=flags["trusted_ca_file"],
+        ciphers=ciphers,
+        min_version=least or TLS_VERSIONS[0],
+        max_version=most,
+    )
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
     """Run `grpc-proxy` with these arguments, and end the process as it should end."""
-    grpc_proxy.main(args=list(arguments), prog_name="kvorum grpc-proxy")
-    raise AssertionError("click ends the process")
+    status = run(grpc_proxy, arguments, "kvorum grpc-proxy")
+    if status < 0:
+        # It ended in order, and as what sent the signal expects.
+        sys.stderr.flush()
+        signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    sys.exit(status)

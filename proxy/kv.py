@@ -6,7 +6,7 @@ from typing import Final
 
 from kvorum.wire.routes import StreamOpen, UnaryHandler
 from proxy.callers import Callers
-from proxy.calls import RANGE_STREAM, pass_through, relays
+from proxy.calls import RANGE_STREAM, Relays, pass_through
 from proxy.upstream.upstream import Upstream
 
 PATHS: Final = tuple(f"/etcdserverpb.KV/{name}" for name in ("Range", "Put", "DeleteRange", "Txn", "Compact"))
@@ -15,12 +15,13 @@ PATHS: Final = tuple(f"/etcdserverpb.KV/{name}" for name in ("Range", "Put", "De
 class KvService:
     """Reads and writes of keys."""
 
-    def __init__(self, upstream: Upstream, callers: Callers) -> None:
+    def __init__(self, upstream: Upstream, callers: Callers, relays: Relays) -> None:
         self._upstream = upstream
         self._callers = callers
+        self._relays = relays
 
     def unary(self) -> dict[str, UnaryHandler]:
         return pass_through(self._upstream, self._callers, PATHS)
 
     def streams(self) -> dict[str, StreamOpen]:
-        return relays(self._upstream, self._callers, (RANGE_STREAM,))
+        return self._relays.of((RANGE_STREAM,))

@@ -5,28 +5,38 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
-import signal
 import socket
-from collections.abc import Callable
-from typing import Final, Protocol
+import ssl
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 import uvloop
 
 from kvorum import errors, malloc
 from kvorum.log import Logger
-from kvorum.urls import split_host_port
 from kvorum.wire.limits import ClientLimits, ServerLimits
 from kvorum.wire.routes import StreamOpen, UnaryHandler
 from kvorum.wire.server import Server
-from proxy import calls
+from proxy import calls, metrics
 from proxy.callers import Callers
+from proxy.calls import Relays
 from proxy.config import Config
 from proxy.kv import KvService
 from proxy.lease.keep_alive import KeepAliveService
-from proxy.upstream.endpoints import Endpoints
+from proxy.listeners import BACKLOG, Place
+from proxy.metrics import Figures, Measure
+from proxy.pages import Pages
+from proxy.siblings import Siblings
+from proxy.tls import listen_context, upstream_context
+from proxy.upstream.endpoints import Endpoint, Endpoints
+from proxy.upstream.probes import Probes
+from proxy.upstream.sync import Sync
 from proxy.upstream.upstream import Dialing, Upstream
 
-BACKLOG: Final = 4096
+GRPC_OVERHEAD_BYTES: Final = 512 * 1024
+"""How much larger than a request a gRPC message may be before the wire itself refuses it, as at a member (P4, G1)."""
+
 DRAIN_S: Final = 5.0
 """How long running calls are awaited at a stop."""
 
@@ -48,9 +58,10 @@ class Service(Protocol):
 class PassThrough:
     """What is passed on as it is."""
 
-    def __init__(self, upstream: Upstream, callers: Callers) -> None:
+    def __init__(self, upstream: Upstream, callers: Callers, relays: Relays) -> None:
         self._upstream = upstream
         self._callers = callers
+        self._relays = relays
 
     def unary(self) -> dict[str, UnaryHandler]:
         paths = (
@@ -65,112 +76,206 @@ class PassThrough:
         return calls.pass_through(self._upstream, self._callers, paths)
 
     def streams(self) -> dict[str, StreamOpen]:
-        paths = (calls.SNAPSHOT, calls.LOCK, calls.CAMPAIGN, calls.OBSERVE, calls.HEALTH_WATCH)
-        return calls.relays(self._upstream, self._callers, paths)
+        return self._relays.of((calls.SNAPSHOT, calls.LOCK, calls.CAMPAIGN, calls.OBSERVE, calls.HEALTH_WATCH))
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What one of the processes that serve together is given."""
+
+    config: Config
+    index: int
+    run_dir: str | None
+    """The directory in which workers meet; None when there is one."""
+    clients: Place
+    metrics: Place | None
 
 
 class Proxy:
     """The services of one worker, around one upstream."""
 
-    def __init__(self, config: Config, logger: Logger) -> None:
-        self._config = config
+    def __init__(self, worker: Worker, logger: Logger) -> None:
+        config = self._config = worker.config
+        self._worker = worker
         self._logger = logger
-        self._loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
+        self._listen_tls = listen_context(config.listen_tls) if config.listen_tls is not None else None
+        self._fetch_tls = upstream_context(config.upstream_tls, alpn=("http/1.1",))
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listeners: list[asyncio.Server] = []
+
+        # The way up.
         self.upstream = Upstream(Endpoints(config.endpoints, random.choice), dialing(config), logger)
+        self._probes = Probes(self.upstream)
+        self._sync: Sync | None = None
+        if config.endpoints_auto_sync_interval_s > 0:
+            self._sync = Sync(self.upstream, config.endpoints_auto_sync_interval_s, logger)
+
+        # The services. A later one takes the methods it has from those before it.
         self.callers = Callers(config.namespace.encode())
+        self.relays = Relays(self.upstream, self.callers)
         self.keep_alives = KeepAliveService(
-            self.upstream,
-            self.callers,
-            now=self._loop.time,
-            call_soon=self._loop.call_soon,
-            call_later=self._loop.call_later,
+            self.upstream, self.callers, now=loop.time, call_soon=loop.call_soon, call_later=loop.call_later
         )
-        # A later service takes the methods it has from those before it.
         services: list[Service] = [
-            PassThrough(self.upstream, self.callers),
-            KvService(self.upstream, self.callers),
+            PassThrough(self.upstream, self.callers, self.relays),
+            KvService(self.upstream, self.callers, self.relays),
             self.keep_alives,
         ]
+        self._at_stop: list[Callable[[], None]] = [
+            lambda: self.relays.stop(errors.STOPPED),
+            lambda: self.keep_alives.stop(errors.STOPPED),
+        ]
+        """Streams have no end of their own: told at a stop, their clients begin again elsewhere."""
+        self._at_reload: list[Callable[[], None]] = []
+        """Told of SIGHUP."""
+        self._measures: list[Measure] = [self._own_figures]
+        """What is published beside the wire's figures; every name must be in `metrics.SERIES`."""
+
         unary: dict[str, UnaryHandler] = {}
         streams: dict[str, StreamOpen] = {}
         for service in services:
             unary.update(service.unary())
             streams.update(service.streams())
-        self.server = Server(unary=unary, streams=streams, limits=server_limits(config))
-        self._listeners: list[asyncio.Server] = []
+        self._siblings = Siblings(worker.run_dir, worker.index, config.workers, self.figures)
+        pages = Pages(self.upstream, self._spawn, self._own_metrics, self._tls_of)
+        limits = server_limits(config)
+        self.server = Server(unary=unary, streams=streams, limits=limits, http1=pages, http2=pages)
+        self._metrics_server = Server(unary={}, streams={}, limits=limits, http1=pages, http2=pages)
 
-    async def listen(self, sock: socket.socket) -> None:
-        """Serve the clients that connect to this socket."""
-        factory = self.server.protocol_factory
-        self._listeners.append(await self._loop.create_server(factory, sock=sock, backlog=BACKLOG))
+    # For the worker's run.
+
+    async def listen(self) -> None:
+        """Serve the clients that connect."""
+        worker = self._worker
+        await self._siblings.open()
+        await self._open(self.server, worker.clients, self._listen_tls)
+        if worker.metrics is not None:
+            url = worker.config.metrics_addr
+            assert url is not None
+            await self._open(self._metrics_server, worker.metrics, self._listen_tls if url.is_secure else None)
+
+    def reload(self) -> None:
+        """SIGHUP: read again what may change."""
+        for reload in self._at_reload:
+            reload()
 
     async def stop(self) -> None:
-        """No new connections; calls under way are awaited for a while."""
+        """No new connections; streams end at once, other calls are awaited for a while."""
         for listener in self._listeners:
             listener.close()
-        self.keep_alives.stop(errors.STOPPED)
-        await self.server.shutdown(DRAIN_S)
+        for stop in self._at_stop:
+            stop()
+        self._probes.close()
+        if self._sync is not None:
+            self._sync.close()
+        self._siblings.close()
+        await asyncio.gather(self.server.shutdown(DRAIN_S), self._metrics_server.shutdown(DRAIN_S))
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         await self.upstream.close()
+
+    def figures(self) -> Figures:
+        """All that this worker counts."""
+        return metrics.total([measure() for measure in self._measures] + [metrics.grpc_figures(self.server.routes)])
+
+    # Within.
+
+    async def _open(self, server: Server, place: Place, tls: ssl.SSLContext | None) -> None:
+        sock = place.socket()
+        if sock.family == socket.AF_UNIX:
+            opened = self._loop.create_unix_server(server.protocol_factory, sock=sock, ssl=tls, backlog=BACKLOG)
+        else:
+            opened = self._loop.create_server(server.protocol_factory, sock=sock, ssl=tls, backlog=BACKLOG)
+        self._listeners.append(await opened)
+
+    def _own_figures(self) -> Figures:
+        return {
+            "kvorum_grpc_proxy_endpoint_changes_total": self.upstream.changes,
+            "kvorum_grpc_proxy_endpoint_serving": int(self.upstream.endpoints.serving),
+            "kvorum_grpc_proxy_client_connections": self.server.connections_open,
+            "kvorum_grpc_proxy_client_received_bytes_total": self.server.bytes_received,
+            "kvorum_grpc_proxy_client_sent_bytes_total": self.server.bytes_sent,
+        }
+
+    async def _own_metrics(self) -> bytes:
+        return await self._loop.run_in_executor(None, metrics.render, await self._siblings.figures())
+
+    def _tls_of(self, endpoint: Endpoint) -> ssl.SSLContext | None:
+        wanted = self._config.upstream_tls.wanted if endpoint.secure is None else endpoint.secure
+        return self._fetch_tls if wanted else None
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        assert isinstance(work, Coroutine)
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._loop.call_exception_handler({"message": "a task failed", "exception": error})
 
 
 def server_limits(config: Config) -> ServerLimits:
     """The wire's limits towards clients."""
-    return ServerLimits()
+    return ServerLimits(
+        message_bytes=config.max_send_bytes + GRPC_OVERHEAD_BYTES,
+        max_concurrent_streams=config.max_concurrent_streams,
+        keepalive_min_time_s=config.keepalive.min_time_s,
+        keepalive_interval_s=config.keepalive.interval_s,
+        keepalive_timeout_s=config.keepalive.timeout_s,
+    )
 
 
 def dialing(config: Config) -> Dialing:
-    """How members are connected to."""
+    """How members are connected to. Raises StartFailed."""
     limits = ClientLimits(
+        message_bytes=config.max_recv_bytes,
+        keepalive_interval_s=config.keepalive.dial_time_s,
+        keepalive_timeout_s=config.keepalive.dial_timeout_s,
+        keepalive_without_streams=config.keepalive.permit_without_stream,
         connect_timeout_s=CONNECT_TIMEOUT_S,
         backoff_max_s=BACKOFF_MAX_S,
     )
-    return Dialing(limits)
+    tls = upstream_context(config.upstream_tls)
+    return Dialing(limits, tls if config.upstream_tls.wanted else None, tls)
 
 
-def bind(address: str, *, reuse_port: bool) -> socket.socket:
-    """A socket bound to `host:port`. Raises OSError."""
-    parts = split_host_port(address)
-    assert parts is not None
-    host, port = parts
-    host = "127.0.0.1" if host == "localhost" else host
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind((host, int(port)))
-    except OSError:
-        sock.close()
-        raise
-    sock.setblocking(False)
-    return sock
+class Control(Protocol):
+    """What tells a worker to stop."""
+
+    def attach(self, stop: Callable[[], None], reload: Callable[[], None]) -> None:
+        """The loop runs, the proxy does not serve yet."""
+
+    def ready(self) -> None:
+        """The proxy serves."""
 
 
-def run(config: Config, logger: Logger) -> int:
-    """Run one worker until it is told to stop; its exit code."""
+def run(worker: Worker, logger: Logger, control: Control) -> None:
+    """Run one worker until it is told to stop. Raises what no worker may go on after."""
     malloc.keep_large_buffers()
-    sock = bind(config.listen_addr, reuse_port=config.workers > 1)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(config, logger, sock, lambda: None))
+        runner.run(_run(worker, logger, control))
 
 
-async def _run(config: Config, logger: Logger, sock: socket.socket, on_ready: Callable[[], None]) -> int:
+async def _run(worker: Worker, logger: Logger, control: Control) -> None:
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     failures: list[BaseException] = []
 
-    def on_unhandled(_loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    def on_unhandled(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         failures.append(error if isinstance(error, BaseException) else RuntimeError(str(context.get("message"))))
         stopped.set()
 
     loop.set_exception_handler(on_unhandled)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
-    proxy = Proxy(config, logger)
-    await proxy.listen(sock)
-    logger.info("started gRPC proxy", address=config.listen_addr)
-    on_ready()
+    proxy = Proxy(worker, logger)
+    control.attach(stopped.set, proxy.reload)
+    await proxy.listen()
+    control.ready()
     # The cores make no cycles, so a collection would only cost time.
     gc.freeze()
     gc.disable()
@@ -178,4 +283,3 @@ async def _run(config: Config, logger: Logger, sock: socket.socket, on_ready: Ca
     if failures:
         raise failures[0]
     await proxy.stop()
-    return 0

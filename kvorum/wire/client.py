@@ -145,6 +145,11 @@ class Channel:
         if self._protocol is not None:
             self._protocol.write()
 
+    def drop(self) -> None:
+        """Cut the connection that is there: its calls end with UNAVAILABLE."""
+        for protocol in [*self._going, *([self._protocol] if self._protocol is not None else [])]:
+            protocol.abort()
+
     # Calls as coroutines.
 
     async def unary(

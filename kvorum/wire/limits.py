@@ -145,6 +145,9 @@ class ClientLimits(ConnectionLimits):
     keepalive_interval_s: float | None = None
     """Ping after this much silence, while streams are open; None: never."""
 
+    keepalive_without_streams: bool = False
+    """Ping also while none are open."""
+
     keepalive_timeout_s: float = 20.0
     """Silence after that ping. At it: the connection is lost."""
 

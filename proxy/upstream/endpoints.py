@@ -17,6 +17,8 @@ class Health(Enum):
 
     UNKNOWN = "unknown"
     UP = "up"
+    SICK = "sick"
+    """It can be reached, but does not serve: it has no leader, or is too slow."""
     DOWN = "down"
 
 
@@ -84,20 +86,27 @@ class Endpoints:
 
     @property
     def serving(self) -> bool:
-        """Whether the endpoint in use is not known to be down."""
-        return self._health[self.current] is not Health.DOWN
+        """Whether nothing speaks against the endpoint in use."""
+        return self._health[self.current] in (Health.UP, Health.UNKNOWN)
 
     def on_up(self, endpoint: Endpoint) -> bool:
-        """It has answered."""
+        """It serves: it has answered a probe. It takes the place of one that does not."""
         if endpoint not in self._health:
             return False
         self._health[endpoint] = Health.UP
-        if self._health[self.current] is Health.DOWN:
+        if self._health[self.current] in (Health.SICK, Health.DOWN):
             return self._move()
         return False
 
+    def on_sick(self, endpoint: Endpoint) -> bool:
+        """It does not serve just now. It is left only for one that does: the next that answers a probe, since before
+        that the whole cluster may be without a leader, and moving about would help nobody."""
+        if self._health.get(endpoint) not in (None, Health.DOWN):
+            self._health[endpoint] = Health.SICK
+        return False
+
     def on_down(self, endpoint: Endpoint) -> bool:
-        """It could not be reached, its connection was lost, or it did not answer a probe."""
+        """It could not be reached, or its connection was lost."""
         if endpoint not in self._health:
             return False
         self._health[endpoint] = Health.DOWN
@@ -113,9 +122,9 @@ class Endpoints:
         return self.current not in self._health and self._move()
 
     def _move(self) -> bool:
-        """Take one that is up, else one of which nothing is known, else the one that failed longest ago."""
+        """Take one that is up, else one of which less is known, else the one that failed longest ago."""
         before = self.current
-        for wanted in (Health.UP, Health.UNKNOWN):
+        for wanted in (Health.UP, Health.UNKNOWN, Health.SICK):
             found = [endpoint for endpoint, health in self._health.items() if health is wanted]
             if found:
                 self.current = self._choose(found)

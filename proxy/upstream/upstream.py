@@ -93,6 +93,8 @@ class Upstream:
         self._listeners: list[Callable[[], None]] = []
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
+        self.changes = 0
+        """How often another endpoint has come into use."""
         self._channel = self.channel(endpoints.current)
 
     @property
@@ -188,8 +190,11 @@ class Upstream:
         """A probe of an endpoint has ended."""
         if self._closed:
             return
-        if self.endpoints.on_up(endpoint) if ok else self.endpoints.on_down(endpoint):
+        before = self.endpoints.current
+        if self.endpoints.on_up(endpoint) if ok else self.endpoints.on_sick(endpoint):
             self._moved()
+            # What is under way there would wait for long, and its streams would stand still: all begin again here.
+            self.channel(before).drop()
 
     def replace(self, endpoints: Sequence[Endpoint]) -> None:
         """The cluster has these endpoints now. Calls under way at others are left to end there."""
@@ -238,6 +243,7 @@ class Upstream:
     def _moved(self) -> None:
         endpoint = self.endpoints.current
         self._channel = self.channel(endpoint)
+        self.changes += 1
         self._logger.info("endpoint in use changed", endpoint=endpoint.address)
         for listener in self._listeners:
             self._loop.call_soon(listener)

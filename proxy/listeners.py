@@ -1,0 +1,90 @@
+"""The listening sockets of a proxy, bound before its workers start, so that a port in use ends the start."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import Final
+
+from kvorum.lifeline import inherit
+from kvorum.urls import Url, split_host_port
+from proxy.config import StartFailed
+
+BACKLOG: Final = 4096
+
+
+class Place:
+    """A bound socket by its descriptor, which a worker that is being spawned inherits."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __reduce__(self) -> tuple[type[Place], tuple[int]]:
+        return Place, (inherit(self.fd),)
+
+    def socket(self) -> socket.socket:
+        """Take it over."""
+        os.set_inheritable(self.fd, False)
+        sock = socket.socket(fileno=self.fd)
+        sock.setblocking(False)
+        return sock
+
+
+def bind_clients(address: str, count: int) -> list[Place]:
+    """`count` sockets for --listen-addr that share its port (SO_REUSEPORT): the kernel gives each its part of the
+    connections. Raises StartFailed."""
+    if address.startswith("unix:"):
+        assert count == 1
+        return [_bind_unix(address.removeprefix("unix:").removeprefix("//"))]
+    parts = split_host_port(address)
+    assert parts is not None, "checked with the flags"
+    if count > 1:
+        # Another proxy's sockets would share the port as well: see first that nobody has it.
+        os.close(_bind_tcp(*parts, reuse_port=False).fd)
+    return [_bind_tcp(*parts, reuse_port=count > 1) for _ in range(count)]
+
+
+def bind_url(url: Url) -> Place:
+    """A socket for --metrics-addr. Raises StartFailed."""
+    return _bind_unix(url.socket_path) if url.is_unix else _bind_tcp(*url.address, reuse_port=False)
+
+
+def forget(address: str) -> None:
+    """Remove the file of a unix socket."""
+    if address.startswith("unix:"):
+        Path(address.removeprefix("unix:").removeprefix("//")).unlink(missing_ok=True)
+
+
+def _bind_tcp(host: str, port: str, *, reuse_port: bool) -> Place:
+    host = "127.0.0.1" if host == "localhost" else host or "::"
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
+        sock.bind((host, int(port or "0")))
+    except OSError as error:
+        sock.close()
+        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        raise StartFailed(f"listen tcp {shown}: bind: {(error.strerror or str(error)).lower()}") from None
+    return Place(sock.detach())
+
+
+def _bind_unix(path: str) -> Place:
+    """A socket file that is there already is taken over: nobody knows whether it is in use."""
+    file = Path(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if file.exists() and stat.S_ISSOCK(file.lstat().st_mode):
+            file.unlink()
+        sock.bind(path)
+    except OSError as error:
+        sock.close()
+        raise StartFailed(f"listen unix {path}: bind: {(error.strerror or str(error)).lower()}") from None
+    return Place(sock.detach())
