@@ -128,7 +128,9 @@ class ClientConnection(Connection):
                 self._pinged_at = None
             elif now - self._pinged_at > self.client_limits.keepalive_timeout_s:
                 self._fail(ConnectionFault(ErrorCode.NO_ERROR, "keepalive ping not answered"))
-        elif (self.streams or self.client_limits.keepalive_without_streams) and now - self.last_received > self._keepalive_interval_s:
+        elif now - self.last_received > self._keepalive_interval_s and (
+            self.streams or self.client_limits.keepalive_without_streams
+        ):
             self._pinged_at = now
             self.out.append(frames.ping(_ALIVE_PING, ack=False))
             self._touch()
