@@ -1,0 +1,1 @@
+"""Watch coalescing: many clients' watches share few upstream ones."""

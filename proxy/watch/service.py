@@ -1,0 +1,128 @@
+"""The Watch service of a proxy: clients' streams, and the sessions that serve them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from kvorum import errors
+from kvorum.errors import ApiError, Code, Status
+from kvorum.wire.calls import Fields
+from kvorum.wire.routes import StreamHandler, StreamOpen, UnaryHandler
+from proxy.namespaces.namespace import Namespace
+from proxy.watch.session import WATCH, Session, Shared, Timer, Upstream
+from proxy.watch.stream import WatchStream
+
+
+class Caller(Protocol):
+    """What is used of a caller."""
+
+    @property
+    def metadata(self) -> Fields: ...
+
+    @property
+    def prefix(self) -> bytes: ...
+
+
+class ChangingUpstream(Upstream, Protocol):
+    """An upstream that says when its endpoint has changed."""
+
+    def on_change(self, listener: Callable[[], None], /) -> None: ...
+
+
+class WatchService:
+    """Opens Watch streams. `call_soon` and `call_later` are the loop's."""
+
+    def __init__(
+        self,
+        upstream: ChangingUpstream,
+        resolve: Callable[[Any, Any], Caller],
+        *,
+        call_soon: Callable[[Callable[[], None]], object],
+        call_later: Callable[[float, Callable[[], None]], Timer],
+        now: Callable[[], float],
+    ) -> None:
+        self.shared = Shared(upstream, call_soon, call_later, now)
+        self._resolve = resolve
+        self._sessions: dict[Fields, Session] = {}
+        self._namespaces: dict[bytes, Namespace] = {}
+        upstream.on_change(self._on_change)
+
+    def unary(self) -> dict[str, UnaryHandler]:
+        """The service has no unary method."""
+        return {}
+
+    def streams(self) -> dict[str, StreamOpen]:
+        """Handlers of streams by path."""
+        return {WATCH: self.open}
+
+    def open(self, wire: Any, head: Any) -> StreamHandler:
+        """The wire's opener."""
+        try:
+            caller = self._resolve(wire.connection, head)
+        except ApiError as error:
+            wire.end(*error.status)
+            return _Refused()
+        session = self._sessions.get(caller.metadata)
+        if session is None:
+            session = self._sessions[caller.metadata] = Session(self.shared, caller.metadata)
+        stream = WatchStream(self, session, wire, self._namespace(caller.prefix))
+        session.streams[stream] = None
+        return stream
+
+    def _namespace(self, prefix: bytes) -> Namespace | None:
+        """One object for each namespace, so that its watches find each other."""
+        if not prefix:
+            return None
+        namespace = self._namespaces.get(prefix)
+        if namespace is None:
+            namespace = self._namespaces[prefix] = Namespace(prefix)
+        return namespace
+
+    def on_stream_ended(self, stream: WatchStream, session: Session) -> None:
+        """A stream is gone; the last one of a session takes it with it."""
+        session.remove(stream)
+        if not session.streams:
+            session.close()
+            for metadata, other in list(self._sessions.items()):
+                if other is session:
+                    del self._sessions[metadata]
+
+    def end_all(self, status: Status = errors.STOPPED) -> None:
+        """The proxy stops."""
+        for session in list(self._sessions.values()):
+            for stream in list(session.streams):
+                stream.end(Code(status.code), status.message)
+
+    def _on_change(self) -> None:
+        for session in list(self._sessions.values()):
+            session.move()
+
+    # figures for the metrics
+
+    @property
+    def upstream_watches(self) -> int:
+        """Watches at members."""
+        return sum(session.upstream_watches for session in self._sessions.values())
+
+    @property
+    def watchers_coalescing(self) -> int:
+        """Clients' watches that have no upstream watch of their own (etcd_grpc_proxy_watchers_coalescing_total)."""
+        return max(0, self.shared.watches - self.upstream_watches)
+
+    @property
+    def events_coalescing(self) -> int:
+        """Events given to clients that were not sent for them alone (etcd_grpc_proxy_events_coalescing_total)."""
+        return self.shared.events_coalesced
+
+
+class _Refused:
+    """The handler of a stream that was ended as it was opened."""
+
+    def on_message(self, message: bytes) -> None: ...
+
+    def on_half_close(self) -> None: ...
+
+    def on_cancel(self, reason: object) -> None: ...
+
+    def on_writable(self) -> None: ...
