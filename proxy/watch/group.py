@@ -26,7 +26,7 @@ ALL_KEPT_BYTES: Final = 64 << 20
 class Home(Protocol):
     """What groups have around them."""
 
-    def open_live(self, group: Group) -> UpstreamWatch:
+    def open_live(self, group: Group, *, exact: bool) -> UpstreamWatch:
         """Creates the group's upstream watch, from its position on."""
         ...
 
@@ -84,8 +84,8 @@ class Group:
         """Who may need what comes now: creates under way and parked cohorts."""
         self.users = 0
         """Watches and creates under way."""
-        self.notified: dict[Watcher, set[bytes]] = {}
-        """Watches that asked for progress."""
+        self.notified: dict[Watcher, dict[bytes, int]] = {}
+        """Watches that asked for progress, and the revisions they began with."""
         self._kept_bytes = 0
 
     # who joins and leaves
@@ -97,7 +97,7 @@ class Group:
     def join(self, stream: Watcher, ids: Ids, next_revision: int) -> None:
         """Takes in watches that have been given everything before `next_revision`."""
         if self.upstream is None:
-            self.upstream = self.home.open_live(self)
+            self.upstream = self.home.open_live(self, exact=False)
         if next_revision > self.position:
             self._place(stream, ids, next_revision)
         elif next_revision > self.floor:
@@ -174,7 +174,7 @@ class Group:
     def forget_notified(self, stream: Watcher, id_field: bytes) -> None:
         fields = self.notified.get(stream)
         if fields is not None:
-            fields.discard(id_field)
+            fields.pop(id_field, None)
             if not fields:
                 del self.notified[stream]
 
@@ -283,12 +283,12 @@ class Group:
             self.position = revision
             self._promote()
 
-    def notify(self, header: bytes) -> None:
-        """Tells the live watches that asked for it of the progress that was just made (WP2)."""
+    def notify(self, revision: int, header: bytes) -> None:
+        """Tells the live watches that asked for it of the progress that was just made (WP2, WP4)."""
         live = self.live
         for stream, fields in list(self.notified.items()):
-            for field in list(fields):
-                if stream.watches.get(field) is live:
+            for field, start in list(fields.items()):
+                if stream.watches.get(field) is live and revision >= start:
                     if not stream.wire.writable:
                         break  # WP9
                     stream.wire.send(header + field)
@@ -333,8 +333,10 @@ class Group:
         """A member has ended the group's upstream watch: its clients' watches end in the same way."""
         self.upstream = None
         compacted = reply.compact_revision
-        live, self.live = self.live, Cohort(self, Place.LIVE, 0)
-        ended = [live]
+        ended: list[Cohort] = []
+        if not compacted or compacted > self.position + 1:
+            ended.append(self.live)
+            self.live = Cohort(self, Place.LIVE, 0)
         for start in sorted(self.later):
             if not compacted or start < compacted:
                 ended.append(self.later.pop(start))
@@ -346,11 +348,14 @@ class Group:
         # after a refusal whoever joins next tries again; it would be refused as often as it is repeated
         if compacted and self.users and self.upstream is None:
             self._promote()
-            self.upstream = self.home.open_live(self)
+            self.upstream = self.home.open_live(self, exact=True)
 
     def on_behind_ended(self, cohort: Cohort, reply: WatchResponse) -> None:
         """The same of a cohort that catches up."""
         cohort.upstream = None
+        if 0 < reply.compact_revision <= cohort.next:
+            cohort.upstream = self.home.open_behind(cohort)
+            return
         if self.behind.get(cohort.next) is cohort:
             del self.behind[cohort.next]
         self._end(cohort, reply)

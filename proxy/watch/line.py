@@ -31,11 +31,13 @@ PROGRESS_ASK: Final = grpc.frame(WatchRequest(progress_request=WatchProgressRequ
 class UpstreamWatch:
     """A watch at a member: of a group, or of a cohort that catches up."""
 
-    __slots__ = ("closed", "cohort", "created_after", "group", "number")
+    __slots__ = ("closed", "cohort", "created_after", "exact", "group", "number")
 
-    def __init__(self, group: Group, cohort: Cohort | None) -> None:
+    def __init__(self, group: Group, cohort: Cohort | None, *, exact: bool) -> None:
         self.group = group
         self.cohort = cohort
+        self.exact = exact
+        """Whether it may begin only with the revision that is needed next."""
         self.number = 0
         """Its id on the stream; 0: the create has not left yet."""
         self.created_after = -1
@@ -44,8 +46,13 @@ class UpstreamWatch:
 
     @property
     def start(self) -> int:
-        """The revision to create it from."""
-        return self.group.position + 1 if self.cohort is None else self.cohort.next
+        """The revision to create it from.
+
+        One before what is needed, where that may be had: a member says nothing of the progress of a stream with a watch
+        that begins in the future (WP4). What comes twice is dropped.
+        """
+        needed = self.group.position + 1 if self.cohort is None else self.cohort.next
+        return needed if self.exact else max(needed - 1, 1)
 
 
 class UpstreamStream(Protocol):
@@ -105,6 +112,7 @@ class Line:
         self.requests = self._first_open_request = 0
         for watch in self.watches:
             watch.number = 0
+            watch.exact = watch.exact and watch.created_after < 0
             watch.created_after = -1
             self._queue.append(watch)
         self._stream = self._open_stream(self)
@@ -221,7 +229,7 @@ class Line:
                 return
             if watch.cohort is None:
                 watch.group.on_progress(revision)
-                watch.group.notify(header)
+                watch.group.notify(revision, header)
             else:
                 watch.group.advance(watch.cohort, revision + 1)
             return

@@ -84,9 +84,7 @@ class WatchService:
         session.remove(stream)
         if not session.streams:
             session.close()
-            for metadata, other in list(self._sessions.items()):
-                if other is session:
-                    del self._sessions[metadata]
+            del self._sessions[session.metadata]
 
     def end_all(self, status: Status = errors.STOPPED) -> None:
         """The proxy stops."""

@@ -145,7 +145,7 @@ class Session:
 
     def __init__(self, shared: Shared, metadata: Fields) -> None:
         self._shared = shared
-        self._metadata = metadata
+        self.metadata = metadata
         self.streams: dict[WatchStream, None] = {}
         self.groups: dict[Spec, Group] = {}
         self.header = b""
@@ -242,7 +242,7 @@ class Session:
         def done(code: int, text: str, message: bytes) -> None:
             self._on_checked(ranges, code, text, message)
 
-        self._shared.upstream.call(TXN, check_message(ranges), done, self._metadata, CALL_TIMEOUT_S)
+        self._shared.upstream.call(TXN, check_message(ranges), done, self.metadata, CALL_TIMEOUT_S)
 
     def _on_checked(self, ranges: list[Range], code: int, text: str, message: bytes) -> None:
         if self._closed:
@@ -350,7 +350,7 @@ class Session:
                 self._answers_progress = keeps_progress_promise(version_of(message))
                 self._ask_progress_soon()
 
-        self._shared.upstream.call(STATUS, b"", done, self._metadata, CALL_TIMEOUT_S)
+        self._shared.upstream.call(STATUS, b"", done, self.metadata, CALL_TIMEOUT_S)
 
     def _refresh(self) -> None:
         """Where the groups stand must not fall behind while there are no events."""
@@ -363,20 +363,20 @@ class Session:
     def on_line_progress(self, line: Line, covered: int, revision: int, header: bytes) -> None:
         if line is not self._live:
             return
-        left = False
+        asked_since = False
         for stream, (_, asked_after) in list(self._waiting.items()):
-            if asked_after < covered and stream.is_complete(revision):
+            if asked_after >= covered:
+                asked_since = True
+            elif stream.is_complete(revision):
                 del self._waiting[stream]
                 stream.answer_progress(header)
-            else:
-                left = True
-        if left:
-            self._ask_progress_soon()
+        if asked_since:
+            self._ask_progress_soon()  # the others wait for the timer: they are behind
 
     # lines
 
     def _open_stream(self, line: Line) -> UpstreamStream:
-        return self._shared.upstream.open(WATCH, line, self._metadata)
+        return self._shared.upstream.open(WATCH, line, self.metadata)
 
     def on_line_message(self, line: Line) -> None:
         self._pauses[line] = RETRY_FIRST_S
@@ -429,11 +429,11 @@ class Session:
 
     # what groups ask
 
-    def open_live(self, group: Group) -> UpstreamWatch:
-        return self._open(self._live, UpstreamWatch(group, None))
+    def open_live(self, group: Group, *, exact: bool) -> UpstreamWatch:
+        return self._open(self._live, UpstreamWatch(group, None, exact=exact))
 
     def open_behind(self, cohort: Cohort) -> UpstreamWatch:
-        watch = self._open(self._behind, UpstreamWatch(cohort.group, cohort))
+        watch = self._open(self._behind, UpstreamWatch(cohort.group, cohort, exact=True))
         if "progress" not in self._timers or self._progress_pause_s > PROGRESS_FIRST_S:
             self._progress_pause_s = PROGRESS_FIRST_S
             self._later("progress", PROGRESS_FIRST_S, self._ask_progress)

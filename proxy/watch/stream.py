@@ -37,6 +37,7 @@ class WatchStream:
     __slots__ = (
         "_next_id",
         "_parked",
+        "_last_start",
         "_pending",
         "_pending_bytes",
         "_reading",
@@ -59,6 +60,8 @@ class WatchStream:
         """By id field; None: asked, or ended by a compaction, and its id still taken (W15)."""
         self.asked: dict[bytes, Ask] = {}
         self._parked: dict[tuple[Spec, int], Cohort] = {}
+        self._last_start = 0
+        """The greatest revision that a watch was created from."""
         self._next_id = 0
         self._pending = 0
         self._pending_bytes = 0
@@ -132,11 +135,13 @@ class WatchStream:
             ask.id_field = id_field
             ask.group = group
             ask.start = start
+            if start > self._last_start:
+                self._last_start = start
             self.watches[id_field] = None
             self.asked[id_field] = ask
             self._service.shared.watches += 1
             if request.progress_notify:
-                group.notified.setdefault(self, set()).add(id_field)
+                group.notified.setdefault(self, {})[id_field] = start
             self._ask(ask)
             return
         if self.namespace is not None:
@@ -226,8 +231,11 @@ class WatchStream:
             self.wire.send(header + watch_id_field(NO_WATCH))
 
     def is_complete(self, revision: int) -> bool:
-        """Whether all watches are live and have been given everything up to a revision."""
-        return bool(self.watches) and all(
+        """Whether all watches are live and have been given everything up to a revision, and it is not the one before
+        a watch's first (WP4)."""
+        if not self.watches or revision + 1 == self._last_start:
+            return False
+        return all(
             cohort is not None and cohort.place is Place.LIVE and cohort.group.position >= revision
             for cohort in set(self.watches.values())
         )
