@@ -33,6 +33,7 @@ from proxy.upstream.endpoints import Endpoint, Endpoints
 from proxy.upstream.probes import Probes
 from proxy.upstream.sync import Sync
 from proxy.upstream.upstream import Dialing, Upstream
+from proxy.watch.service import WatchService
 
 GRPC_OVERHEAD_BYTES: Final = 512 * 1024
 """How much larger than a request a gRPC message may be before the wire itself refuses it, as at a member (P4, G1)."""
@@ -117,19 +118,24 @@ class Proxy:
         self.keep_alives = KeepAliveService(
             self.upstream, self.callers, now=loop.time, call_soon=loop.call_soon, call_later=loop.call_later
         )
+        self.watches = WatchService(
+            self.upstream, self.callers.resolve, now=loop.time, call_soon=loop.call_soon, call_later=loop.call_later
+        )
         services: list[Service] = [
             PassThrough(self.upstream, self.callers, self.relays),
             KvService(self.upstream, self.callers, self.relays),
             self.keep_alives,
+            self.watches,
         ]
         self._at_stop: list[Callable[[], None]] = [
             lambda: self.relays.stop(errors.STOPPED),
             lambda: self.keep_alives.stop(errors.STOPPED),
+            lambda: self.watches.stop(errors.STOPPED),
         ]
         """Streams have no end of their own: told at a stop, their clients begin again elsewhere."""
         self._at_reload: list[Callable[[], None]] = []
         """Told of SIGHUP."""
-        self._measures: list[Measure] = [self._own_figures]
+        self._measures: list[Measure] = [self._own_figures, self.watches.figures]
         """What is published beside the wire's figures; every name must be in `metrics.SERIES`."""
 
         unary: dict[str, UnaryHandler] = {}

@@ -337,9 +337,8 @@ class Group:
         if not compacted or compacted > self.position + 1:
             ended.append(self.live)
             self.live = Cohort(self, Place.LIVE, 0)
-        for start in sorted(self.later):
-            if not compacted or start < compacted:
-                ended.append(self.later.pop(start))
+        due = [start for start in sorted(self.later) if not compacted or start < compacted]
+        ended += [self.later.pop(start) for start in due]
         if compacted > self.position + 1:
             self.forget_kept()
             self.position = self.floor = compacted - 1

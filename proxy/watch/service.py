@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from kvorum import errors
 from kvorum.errors import ApiError, Code, Status
 from kvorum.wire.calls import Fields
 from kvorum.wire.routes import StreamHandler, StreamOpen, UnaryHandler
@@ -86,7 +85,7 @@ class WatchService:
             session.close()
             del self._sessions[session.metadata]
 
-    def end_all(self, status: Status = errors.STOPPED) -> None:
+    def stop(self, status: Status) -> None:
         """The proxy stops."""
         for session in list(self._sessions.values()):
             for stream in list(session.streams):
@@ -103,15 +102,13 @@ class WatchService:
         """Watches at members."""
         return sum(session.upstream_watches for session in self._sessions.values())
 
-    @property
-    def watchers_coalescing(self) -> int:
-        """Clients' watches that have no upstream watch of their own (etcd_grpc_proxy_watchers_coalescing_total)."""
-        return max(0, self.shared.watches - self.upstream_watches)
-
-    @property
-    def events_coalescing(self) -> int:
-        """Events given to clients that were not sent for them alone (etcd_grpc_proxy_events_coalescing_total)."""
-        return self.shared.events_coalesced
+    def figures(self) -> dict[str, int]:
+        """For the metrics: clients' watches that have no upstream watch of their own, and events given to clients that
+        the member did not send once more for them."""
+        return {
+            "etcd_grpc_proxy_watchers_coalescing_total": max(0, self.shared.watches - self.upstream_watches),
+            "etcd_grpc_proxy_events_coalescing_total": self.shared.events_coalesced,
+        }
 
 
 class _Refused:

@@ -35,9 +35,9 @@ class WatchStream:
     """One Watch call; the wire's handler for it."""
 
     __slots__ = (
+        "_last_start",
         "_next_id",
         "_parked",
-        "_last_start",
         "_pending",
         "_pending_bytes",
         "_reading",
