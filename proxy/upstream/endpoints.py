@@ -53,7 +53,7 @@ def parse_endpoint(text: str) -> Endpoint:
     rest = rest.rstrip("/")
     parts = split_host_port(rest)
     if parts is None:
-        if rest and ":" not in rest.removeprefix("[").partition("]")[2] and "/" not in rest:
+        if (rest and ":" not in rest) or (rest.startswith("[") and rest.endswith("]")):
             parts = (rest.removeprefix("[").removesuffix("]"), DEFAULT_PORT)
         else:
             raise ValueError(f'endpoint "{text}": not of the form host:port')
