@@ -43,9 +43,10 @@ METHODS.update(
 class Administrator(Client):
     """Looks at the list of members, starts those that it does not know yet, and then changes something."""
 
-    def __init__(self, cluster: Cluster, number: int) -> None:
+    def __init__(self, cluster: Cluster, number: int, *, most_members: int = MOST_MEMBERS) -> None:
         super().__init__(cluster, number)
         self._cluster = cluster
+        self._most_members = most_members
         self.think_s = 1.0
 
     def think(self) -> None:
@@ -75,7 +76,7 @@ class Administrator(Client):
         draw = random.random()
         if learners and draw < 0.5:
             return MemberPromoteRequest(ID=random.choice(learners).ID)
-        if draw < 0.75 and len(members) < MOST_MEMBERS:
+        if draw < 0.75 and len(members) < self._most_members:
             url = f"http://added-{self.value().decode()}:2380"
             return MemberAddRequest(peerURLs=[url], isLearner=random.random() < 0.6)
         if draw < 0.9 and len(members) > 1:

@@ -84,6 +84,11 @@ class Cluster:
         self.note(known.ID, "joins")
         self.scheduler.after(self.scheduler.random.uniform(0.0, 2.0), lambda: self._restart(member))
 
+    def meet_all(self) -> None:
+        """Sets up also those whose addition nobody heard the answer to."""
+        for member in self.membership().values():
+            self.meet(member)
+
     # what the members tell
 
     def note(self, member: int, text: str) -> None:

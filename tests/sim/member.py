@@ -14,6 +14,7 @@ from node.apply.contents import Contents
 from node.apply.host import Job
 from node.apply.installed import install, remove_outgoing
 from node.apply.lease import Lessor
+from node.apply.mvcc.database import Cursor
 from node.apply.mvcc.keyspace import Event as StoreEvent
 from node.apply.mvcc.message import Identity
 from node.apply.mvcc.store import Store
@@ -171,14 +172,15 @@ class SimulatedMember:
 
 
 class _ObservedStore(Store):
-    """A store whose commits are told."""
+    """A store whose commits are told, also one in which the member dies: it may be on the disk."""
 
     report: Callable[[list[StoreEvent]], None]
 
-    def take_events(self) -> list[StoreEvent]:
-        events = super().take_events()
-        self.report(events)
-        return events
+    def commit(self, cursor: Cursor) -> None:
+        try:
+            super().commit(cursor)
+        finally:
+            self.report(self._events)
 
 
 class _Job:

@@ -66,12 +66,16 @@ def run(seed: int, *, traced: bool = False, theme: Theme | None = None) -> Outco
     """Runs a seed to its end, or to the first fault. The seed decides the theme, too, unless it is given."""
     shape = Random(f"shape of {seed}")
     if theme is None:
-        theme = Theme.ELECTIONS if shape.random() < 0.1 else Theme.ANYTHING
+        draw = shape.random()
+        theme = Theme.ELECTIONS if draw < 0.1 else Theme.MEMBERS if draw < 0.2 else Theme.ANYTHING
     settings = settings_of(shape)
     size = shape.choice((1, 2, 3, 3, 3, 3, 5))
     if theme is Theme.ELECTIONS:
         settings = replace(settings, pre_vote=False)
         size = 3
+    elif theme is Theme.MEMBERS:
+        settings = replace(settings, strict_reconfig_check=False)
+        size = 2
     cluster = Cluster(seed, settings, base_config(), size, traced=traced)
     clients, watchers = _people(cluster, shape, theme)
     problems: list[str] = []
@@ -108,7 +112,11 @@ def _people(cluster: Cluster, shape: Random, theme: Theme) -> tuple[list[Client]
     few = theme is Theme.ELECTIONS
     clients: list[Client] = [KvClient(cluster, number) for number in range(1 if few else shape.choice((2, 4, 6)))]
     clients += [LeaseClient(cluster, 100 + number) for number in range(0 if few else shape.choice((0, 1, 2)))]
-    if not few and shape.random() < 0.4:
+    if theme is Theme.MEMBERS:
+        administrator = Administrator(cluster, 300, most_members=shape.choice((2, 3)))
+        administrator.think_s = 0.2
+        clients.append(administrator)
+    elif not few and shape.random() < 0.4:
         clients.append(Administrator(cluster, 300))
     clients.append(Caretaker(cluster, 400))
     return clients, [WatchClient(cluster, 200 + number) for number in range(shape.choice((1, 3)))]
@@ -144,8 +152,11 @@ def _settle(cluster: Cluster, watchers: list[WatchClient]) -> None:
     quiet = Quiet(cluster)
     if not scheduler.run_until(until_s, quiet):
         raise Broken(f"the cluster did not settle: {quiet.why()}")
-    if not scheduler.run_until(until_s, lambda: cluster.leases() == 0):
-        raise Broken(f"{cluster.leases()} leases that nobody keeps alive do not end")
+    while cluster.leases():
+        if scheduler.now_s > until_s:
+            raise Broken(f"{cluster.leases()} leases that nobody keeps alive do not end")
+        cluster.meet_all()
+        scheduler.run_until(scheduler.now_s + 1.0, lambda: cluster.leases() == 0)
     _probe(cluster)
     if not scheduler.run_until(until_s, Quiet(cluster)):
         raise Broken("the cluster did not settle after a put")
@@ -198,8 +209,7 @@ class Quiet:
         if now_s < self._next_look_s:
             return False
         self._next_look_s = now_s + 0.05
-        for member in cluster.membership().values():
-            cluster.meet(member)  # one whose addition was asked for before
+        cluster.meet_all()
         if not cluster.settled():
             self._since = None
             return False

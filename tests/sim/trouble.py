@@ -16,6 +16,8 @@ class Theme(Enum):
     ANYTHING = 0
     ELECTIONS = 1
     """Restarts while members vote, some of which do not hear each other; without the question before the vote."""
+    MEMBERS = 2
+    """Members come and go, all the time: often there is but one, or two, without the rules that protect the quorum."""
 
 
 class Trouble:
