@@ -12,10 +12,8 @@ from node.apply.feed import Feed
 from node.apply.lease import Lessor
 from node.apply.mvcc.database import Database, Position
 from node.apply.mvcc.store import Store
-from node.raft import driver
 from node.raft.core import follower
 from node.raft.core.log import RaftLog
-from node.raft.reconfiguration import Reconfiguration
 from node.raft.wal.log import WriteAheadLog
 from node.raft.wal.record import HardState
 from node.raft.writer import LogWriter
@@ -125,19 +123,6 @@ def sends_members_away_before_that_is_on_disk(patch: Patch) -> None:
     patch.setattr(LogWriter, "keep_commit", lambda self, index: True)
 
 
-def ends_soon_where_one_voter_is_left(patch: Patch) -> None:
-    """That one needs the vote of the removed one until it knows of the removal."""
-    patch.setattr(Reconfiguration, "_sole_voter_left", False)
-
-
-def begins_with_the_members_of_long_ago(patch: Patch) -> None:
-    def forgetful(log: WriteAheadLog, applied: int) -> HardState:
-        term, vote, commit = log.hard_state
-        return HardState(term, vote, max(commit, applied, log.snapshot.index))
-
-    patch.setattr(driver, "starting_state", forgetful)
-
-
 @pytest.mark.parametrize(
     ("plant", "theme"),
     [
@@ -152,7 +137,6 @@ def begins_with_the_members_of_long_ago(patch: Patch) -> None:
         (deletes_keys_of_a_lease_in_an_order_of_its_own, Theme.ANYTHING),
         (says_flushed_before_it_is, Theme.ANYTHING),
         (sends_members_away_before_that_is_on_disk, Theme.MEMBERS),
-        (ends_soon_where_one_voter_is_left, Theme.MEMBERS),
     ],
 )
 def test_a_planted_fault_is_found(plant: Callable[[Patch], None], theme: Theme, monkeypatch: Patch) -> None:
