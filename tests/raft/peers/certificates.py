@@ -32,7 +32,7 @@ class Authority:
         self.file = self._sign(name, self._key, (), is_authority=True).certificate
 
     def certificate(self, common_name: str, hosts: Sequence[str] = ("localhost", "127.0.0.1")) -> Files:
-        """A certificate for these host names and addresses."""
+        """A certificate for these host names and addresses; it may be without a common name."""
         return self._sign(common_name, ec.generate_private_key(ec.SECP256R1()), hosts, is_authority=False)
 
     def _sign(self, common_name: str, key: Any, hosts: Sequence[str], *, is_authority: bool) -> Files:
@@ -65,7 +65,7 @@ class Authority:
 
 
 def _named(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
+    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)] if common_name else [])
 
 
 def _host(host: str) -> x509.GeneralName:
