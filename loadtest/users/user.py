@@ -1,0 +1,148 @@
+"""A locust user with a connection to the cluster: calls that are timed, reported and checked."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from locust import User, constant, constant_throughput
+from locust.env import Environment
+from locust.exception import RescheduleTask, StopUser
+
+from kvorum.pb.rpc_pb2 import (
+    DeleteRangeRequest,
+    DeleteRangeResponse,
+    LeaseGrantRequest,
+    LeaseGrantResponse,
+    LeaseRevokeRequest,
+    LeaseRevokeResponse,
+    PutRequest,
+    PutResponse,
+    RangeRequest,
+    RangeResponse,
+    TxnRequest,
+    TxnResponse,
+)
+from loadtest.checks import AckedWrites
+from loadtest.users.run import CALL_TIMEOUT_S, CallError, Run, current
+
+Reply = TypeVar("Reply", bound=Message)
+
+
+def range_end(prefix: bytes) -> bytes:
+    """The end of the range of all keys that begin with `prefix`, which does not end with 0xff."""
+    return prefix[:-1] + bytes([prefix[-1] + 1])
+
+
+def _wrote(reply: TxnResponse) -> bool:
+    return any(one.HasField("response_put") or one.response_delete_range.deleted for one in reply.responses)
+
+
+class Client:
+    """Calls over one connection.
+
+    A call that fails is reported as such and ends the user's task, a call after the end of the run ends the user.
+    Linearizable replies must not be older than any reply given before, to whichever client of the run.
+    """
+
+    def __init__(self, run: Run, channel: grpc.Channel) -> None:
+        self.run = run
+        self.channel = channel
+        self._put = channel.unary_unary(
+            "/etcdserverpb.KV/Put", PutRequest.SerializeToString, PutResponse.FromString
+        )
+        self._range = channel.unary_unary(
+            "/etcdserverpb.KV/Range", RangeRequest.SerializeToString, RangeResponse.FromString
+        )
+        self._delete = channel.unary_unary(
+            "/etcdserverpb.KV/DeleteRange", DeleteRangeRequest.SerializeToString, DeleteRangeResponse.FromString
+        )
+        self._txn = channel.unary_unary(
+            "/etcdserverpb.KV/Txn", TxnRequest.SerializeToString, TxnResponse.FromString
+        )
+        self._grant = channel.unary_unary(
+            "/etcdserverpb.Lease/LeaseGrant", LeaseGrantRequest.SerializeToString, LeaseGrantResponse.FromString
+        )
+        self._revoke = channel.unary_unary(
+            "/etcdserverpb.Lease/LeaseRevoke", LeaseRevokeRequest.SerializeToString, LeaseRevokeResponse.FromString
+        )
+
+    def put(self, request: PutRequest, name: str = "Put", acked: AckedWrites | None = None) -> PutResponse:
+        return self._call(name, self._put, request, lambda _: True, acked)
+
+    def range(self, request: RangeRequest, name: str = "Range") -> RangeResponse:
+        return self._call(name, self._range, request, None if request.serializable else lambda _: False)
+
+    def delete(
+        self, request: DeleteRangeRequest, name: str = "DeleteRange", acked: AckedWrites | None = None
+    ) -> DeleteRangeResponse:
+        return self._call(name, self._delete, request, lambda reply: reply.deleted > 0, acked)
+
+    def txn(self, request: TxnRequest, name: str = "Txn", acked: AckedWrites | None = None) -> TxnResponse:
+        return self._call(name, self._txn, request, _wrote, acked)
+
+    def grant(self, ttl_s: int) -> LeaseGrantResponse:
+        return self._call("LeaseGrant", self._grant, LeaseGrantRequest(TTL=ttl_s))
+
+    def revoke(self, lease_id: int, acked: AckedWrites | None = None) -> LeaseRevokeResponse:
+        """Of a lease that has a key."""
+        return self._call("LeaseRevoke", self._revoke, LeaseRevokeRequest(ID=lease_id), lambda _: True, acked)
+
+    def list(self, prefix: bytes, name: str = "Range (list)") -> RangeResponse:
+        """All that begins with `prefix`, at one revision."""
+        return self.range(RangeRequest(key=prefix, range_end=range_end(prefix)), name)
+
+    def _call(
+        self,
+        name: str,
+        method: Callable[..., Reply],
+        request: Message,
+        wrote: Callable[[Reply], bool] | None = None,
+        acked: AckedWrites | None = None,
+    ) -> Reply:
+        """`wrote` tells whether a reply's revision is of the call's own making; without it the revision is not looked at."""
+        run = self.run
+        if run.stopped.is_set():
+            raise StopUser
+        floor = run.floor.begin()
+        run.in_flight += 1
+        began = time.perf_counter()
+        try:
+            reply: Any = method(request, timeout=CALL_TIMEOUT_S)
+            seconds = time.perf_counter() - began
+            if wrote is not None:
+                by_this = wrote(reply)
+                if by_this and acked is not None:
+                    acked.add(reply.header.revision)
+                run.report(name, run.floor.end(name, floor, reply.header.revision, wrote=by_this))
+        except grpc.RpcError as error:
+            self._failed(name, time.perf_counter() - began, CallError(error))
+        finally:
+            run.in_flight -= 1
+        run.done("grpc", name, seconds, reply.ByteSize())
+        return reply  # type: ignore[no-any-return]
+
+    def _failed(self, name: str, seconds: float, error: CallError) -> NoReturn:
+        self.run.failed("grpc", name, seconds, error)
+        raise RescheduleTask from error
+
+
+class EtcdUser(User):
+    """A user of the cluster with a connection; begins --user-rate tasks a second at most."""
+
+    abstract = True
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        self.load = current()
+        self.client = Client(self.load, self.load.channel(self.authority()))
+        rate = self.load.options.user_rate
+        self._pause: Callable[[User], float] = constant_throughput(rate) if rate > 0 else constant(0)
+
+    def authority(self) -> str:
+        """What the user's connection says the server's name is; nothing: its address."""
+        return ""
+
+    def wait_time(self) -> float:
+        return self._pause(self)
