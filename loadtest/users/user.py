@@ -49,6 +49,8 @@ class Client:
     def __init__(self, run: Run, channel: grpc.Channel) -> None:
         self.run = run
         self.channel = channel
+        self.refusal: grpc.StatusCode | None = None
+        """What a call of this client may be refused with: counted apart, and no failure."""
         self._put = channel.unary_unary(
             "/etcdserverpb.KV/Put", PutRequest.SerializeToString, PutResponse.FromString
         )
@@ -124,7 +126,10 @@ class Client:
         return reply  # type: ignore[no-any-return]
 
     def _failed(self, name: str, seconds: float, error: CallError) -> NoReturn:
-        self.run.failed("grpc", name, seconds, error)
+        if error.code is self.refusal:
+            self.run.done("grpc", f"{name} (refused)", seconds)
+        else:
+            self.run.failed("grpc", name, seconds, error)
         raise RescheduleTask from error
 
 
@@ -136,13 +141,17 @@ class EtcdUser(User):
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         self.load = current()
-        self.client = Client(self.load, self.load.channel(self.authority()))
-        rate = self.load.options.user_rate
-        self._pause: Callable[[User], float] = constant_throughput(rate) if rate > 0 else constant(0)
+        self.pace = pace(self.load.options.user_rate)
+        self.client = self.connect()
 
-    def authority(self) -> str:
-        """What the user's connection says the server's name is; nothing: its address."""
-        return ""
+    def connect(self) -> Client:
+        return Client(self.load, self.load.channel())
 
     def wait_time(self) -> float:
-        return self._pause(self)
+        return self.pace(self)
+
+
+def pace(rate: float) -> Callable[[User], float]:
+    """How long to wait before the next task, for so many a second; 0: not at all."""
+    pace: Callable[[User], float] = constant_throughput(rate) if rate > 0 else constant(0)
+    return pace
