@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run cluster test lint types proto bench crash sim clean help
+.PHONY: run cluster test lint types proto bench loadtest crash sim clean help
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,11 @@ proto: $(VENV)/installed-test  ## regenerate kvorum/pb from proto/
 
 bench: $(VENV)/installed-test  ## ours against etcd, side by side
 	$(BIN)/python -m loadtest.bench $(ARGS)
+
+loadtest: $(VENV)/installed-test  ## locust against servers of its own: SCENARIO=mixed_kv USERS=20 DURATION=10s TARGET=member
+	$(BIN)/python -m loadtest.run_scenario $(or $(SCENARIO),mixed_kv) --users $(or $(USERS),20) \
+	  --duration $(or $(DURATION),10s) --target $(or $(TARGET),member) --members $(or $(MEMBERS),1) \
+	  --tenants $(or $(TENANTS),4) $(ARGS)
 
 crash: $(VENV)/installed-test  ## the long round of faults: kills of one member (ROUNDS=25), a cluster (CLUSTER_SECONDS=300)
 	KVORUM_CRASH_ROUNDS=$(or $(ROUNDS),25) KVORUM_CLUSTER_SECONDS=$(or $(CLUSTER_SECONDS),300) $(BIN)/python -m pytest tests/crash -s $(ARGS)

@@ -163,7 +163,9 @@ class WatchCheck:
         return Fault(kind, f"{self.name}: {name} of {event.kv.key!r} at revision {event.kv.mod_revision}: {what}")
 
     def _never_came(self, revision: int) -> Fault:
-        return Fault(FaultKind.LOST, f"{self.name}: the write of revision {revision} never came, it is at {self.position}")
+        return Fault(
+            FaultKind.LOST, f"{self.name}: the write of revision {revision} never came, it is at {self.position}"
+        )
 
 
 class RevisionFloor:
@@ -236,7 +238,7 @@ class LeaseCheck:
         self._asks[lease_id].append(now)
 
     def answered(self, lease_id: int, ttl_s: int, granted_ttl_s: int) -> tuple[float | None, list[Fault]]:
-        """A keep-alive's reply: when that was asked, or None when nobody has asked. One lease's replies keep their order."""
+        """A keep-alive's reply: when that was asked, or None when nobody has; one lease's replies keep their order."""
         asks = self._asks.get(lease_id)
         if not asks:
             return None, [Fault(FaultKind.WRONG, f"{self.name}: a reply for {lease_id:x}, which was not asked for")]

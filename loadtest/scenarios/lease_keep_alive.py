@@ -26,8 +26,8 @@ class KeepAlives(Run):
     def add_options(parser: LocustArgumentParser) -> None:
         parser.add_argument("--leases", type=int, default=10, help="of each user")
         parser.add_argument("--ttl", type=int, default=60, help="seconds; what the server raises it to holds")
-        parser.add_argument("--interval", type=float, default=0.0, help="seconds between two asks; 0: a third of the TTL")
-        parser.add_argument("--turnover", type=float, default=0.1, help="part of the asks at which the lease is replaced")
+        parser.add_argument("--interval", type=float, default=0.0, help="seconds between asks; 0: a third of the TTL")
+        parser.add_argument("--turnover", type=float, default=0.1, help="part of the asks that replace the lease")
 
 
 class Holder(EtcdUser):
@@ -47,7 +47,9 @@ class Holder(EtcdUser):
 
     def wait_time(self) -> float:
         options = self.load.options
-        return max(0.0, self._asked + (options.interval or options.ttl / 3) / options.leases - time.monotonic())
+        interval: float = options.interval or options.ttl / 3
+        due = self._asked + interval / int(options.leases)
+        return max(0.0, due - time.monotonic())
 
     @task
     def ask(self) -> None:

@@ -37,11 +37,13 @@ class Tenants(Run):
     @staticmethod
     def add_options(parser: LocustArgumentParser) -> None:
         parser.add_argument("--tenants", type=int, default=4, help="that are quiet; users are spread over them")
-        parser.add_argument("--tenancy", choices=["prefix", "authority"], default="prefix", help="how they are told apart")
+        parser.add_argument(
+            "--tenancy", choices=["prefix", "authority"], default="prefix", help="how they are told apart"
+        )
         parser.add_argument("--noisy-users", type=int, default=2, help="of the noisy tenant, of the number of users")
-        parser.add_argument("--noise-rate", type=float, default=200.0, help="calls a second of each noisy user; 0: no pause")
+        parser.add_argument("--noise-rate", type=float, default=200.0, help="calls a second of each; 0: no pause")
         parser.add_argument("--quiet-for", type=float, default=0.0, help="seconds without noise; 0: half of the run")
-        parser.add_argument("--value-size", type=int, default=256, help="bytes; the noisy tenant's are 16 times as large")
+        parser.add_argument("--value-size", type=int, default=256, help="bytes; 16 times as many of the noisy one")
 
     @staticmethod
     def fixed_users(options: Namespace) -> Mapping[type[User], int]:
@@ -51,7 +53,7 @@ class Tenants(Run):
         super().__init__(environment)
         self.turns = itertools.count()
         self.acked = {name: AckedWrites() for name in [*map(self.tenant, range(self.options.tenants)), _NOISY]}
-        run_s = float(self.options.run_time or 0)
+        run_s = self.options.run_time if isinstance(self.options.run_time, int) else 0  # the web page leaves it open
         self._noise_from = time.monotonic() + (self.options.quiet_for or run_s / 2 or _DEFAULT_QUIET_S)
 
     @staticmethod
@@ -127,7 +129,9 @@ class Quiet(EtcdUser):
         listed = self.client.list(prefix, load.named("Range (list)"))
         check = WatchCheck(self._tenant, listed.header.revision, listed.kvs, load.acked[self._tenant])
         stream = WatchStream(load, self.client.channel)
-        self._watched = stream.watch(load.named("Watch event"), prefix, range_end(prefix), check, on_event=self._on_event)
+        self._watched = stream.watch(
+            load.named("Watch event"), prefix, range_end(prefix), check, on_event=self._on_event
+        )
         self._watching = True
 
     def _on_event(self, event: Event) -> None:

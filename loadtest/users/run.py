@@ -4,11 +4,13 @@ In a distributed run each worker process is a run of its own, with keys of its o
 """
 
 import itertools
+import json
 import logging
 import os
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gevent
@@ -17,8 +19,9 @@ from gevent.event import Event
 from locust import User, events
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
-from locust.exception import RescheduleTask
+from locust.exception import RescheduleTask, StopUser
 from locust.runners import MasterRunner
+from locust.stats import RequestStats
 
 from kvorum.pb.rpc_pb2 import DeleteRangeRequest, DeleteRangeResponse
 from loadtest.checks import Expectation, Fault, FaultKind, RevisionFloor
@@ -26,8 +29,10 @@ from loadtest.checks import Expectation, Fault, FaultKind, RevisionFloor
 SETTLE_S = 30.0
 """How long calls may take to end, and then events to arrive, after the load has stopped."""
 CALL_TIMEOUT_S = 30.0
+_INTERRUPTED_S = 2.0
 _POLL_S = 0.02
 _LOGGED_FAULTS = 20
+_PERCENTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 
 _log = logging.getLogger("loadtest")
 
@@ -63,7 +68,7 @@ class Run:
         """Writes what must be there before the users start."""
 
     def __init__(self, environment: Environment) -> None:
-        self.options: Namespace = environment.parsed_options
+        self.options = options_of(environment)
         self.prefix = f"loadtest/{os.getpid():x}-{time.time_ns():x}/".encode()
         """Of all keys of this run."""
         self.stopped = Event()
@@ -143,12 +148,23 @@ class Run:
         if self.stopped.is_set():
             return
         self.stopped.set()
-        self._wait(lambda: self.in_flight == 0)
+        self._wait(lambda: self.in_flight == 0, SETTLE_S)
         if self.in_flight:
             self.report("calls", [Fault(FaultKind.UNANSWERED, "")] * self.in_flight)
-        self._wait(lambda: all(one.complete for one in self._expectations))
+        self._wait(lambda: all(one.complete for one in self._expectations), SETTLE_S)
         for expectation, name in self._expectations.items():
             self.report(name, expectation.finish())
+        self._close()
+
+    def interrupt(self) -> None:
+        """Ends without a verdict on what is still on its way: the servers may have been interrupted, too."""
+        if self.stopped.is_set():
+            return
+        self.stopped.set()
+        self._wait(lambda: self.in_flight == 0, _INTERRUPTED_S)
+        self._close()
+
+    def _close(self) -> None:
         for close in self._closers:
             close()
 
@@ -169,10 +185,17 @@ class Run:
                 channel.close()
 
     @staticmethod
-    def _wait(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + SETTLE_S
+    def _wait(condition: Callable[[], bool], timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
         while not condition() and time.monotonic() < deadline:
             gevent.sleep(_POLL_S)
+
+
+def options_of(environment: Environment) -> Namespace:
+    """The command line, as the web page may have changed it."""
+    options: Namespace | None = environment.parsed_options
+    assert options is not None
+    return options
 
 
 _current: list[Run] = []
@@ -186,19 +209,36 @@ def current() -> Run:
 def define(scenario: type[Run]) -> None:
     """Makes the file that calls it, once, the file of that scenario."""
 
+    def add_options(parser: LocustArgumentParser) -> None:
+        rate = f"tasks that a user begins a second, 0: one after the other (default {scenario.rate:g})"
+        parser.add_argument("--user-rate", type=float, default=scenario.rate, help=rate)
+        parser.add_argument("--connections", type=int, default=0, help="users share so many; 0: each has its own")
+        parser.add_argument("--figures", type=Path, help="JSON file for all figures", include_in_web_ui=False)
+        scenario.add_options(parser)
+
+    def on_init(environment: Environment, **_: Any) -> None:
+        # Without the web page the options are final, and what is prepared now is not of the run's time.
+        if options_of(environment).headless and not isinstance(environment.runner, MasterRunner):
+            run = scenario(environment)
+            _current.append(run)
+            try:
+                run.prepare()
+            except RescheduleTask as failed:  # ends locust, with the error in its log
+                raise ConnectionError(f"the scenario cannot be prepared: {failed.__cause__}") from None
+        # Timers count from when the loop last looked at the clock, which was before the imports.
+        gevent.get_hub().loop.update_now()
+
     def on_start(environment: Environment, **_: Any) -> None:
-        for user_class, count in scenario.fixed_users(environment.parsed_options).items():
+        for user_class, count in scenario.fixed_users(options_of(environment)).items():
             user_class.fixed_count = count
-        if isinstance(environment.runner, MasterRunner):
+        if isinstance(environment.runner, MasterRunner) or _current:
             return
         run = scenario(environment)
-        _current[:] = [run]
+        _current.append(run)
         try:
             run.prepare()
-        except (grpc.RpcError, RescheduleTask):  # it is reported
-            _log.error("the scenario cannot be prepared")
+        except (RescheduleTask, StopUser):  # it failed, as was reported, or the page has ended the run
             run.stopped.set()
-            gevent.spawn(environment.runner.quit)
 
     def on_stopping(environment: Environment, **_: Any) -> None:
         if _current:
@@ -209,18 +249,35 @@ def define(scenario: type[Run]) -> None:
             _current.pop().clean()
 
     def on_quitting(environment: Environment, **_: Any) -> None:
-        # locust chooses the exit status right after this, and stops a run that was interrupted only then
-        if environment.runner is not None:
-            environment.runner.stop()
-
-    def add_options(parser: LocustArgumentParser) -> None:
-        rate = f"tasks that a user begins a second, 0: one after the other (default {scenario.rate:g})"
-        parser.add_argument("--user-rate", type=float, default=scenario.rate, help=rate)
-        parser.add_argument("--connections", type=int, default=0, help="users share so many; 0: each has its own")
-        scenario.add_options(parser)
+        if _current:  # it was interrupted
+            current().interrupt()
+        path = options_of(environment).figures
+        if path is not None:
+            path.write_text(json.dumps(figures(environment.stats), indent=1))
 
     events.init_command_line_parser.add_listener(add_options)
+    events.init.add_listener(on_init)
     events.test_start.add_listener(on_start)
     events.test_stopping.add_listener(on_stopping)
     events.test_stop.add_listener(on_stop)
     events.quitting.add_listener(on_quitting)
+
+
+def figures(stats: RequestStats) -> dict[str, Any]:
+    """Everything that was measured, times in ms, and every error. Locust's CSV files lack the last second."""
+    return {
+        "operations": [
+            {
+                "type": kind,
+                "name": name,
+                "count": entry.num_requests,
+                "failures": entry.num_failures,
+                "min": entry.min_response_time,
+                "mean": entry.avg_response_time,
+                **{f"p{100 * part:g}": entry.get_response_time_percentile(part) for part in _PERCENTILES},
+                "max": entry.max_response_time,
+            }
+            for (name, kind), entry in sorted(stats.entries.items())
+        ],
+        "errors": [{"error": one.to_name(), "count": one.occurrences} for one in stats.errors.values()],
+    }

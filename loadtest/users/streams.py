@@ -157,8 +157,8 @@ class WatchStream(_Stream[WatchRequest, WatchResponse]):
             if self._progress_asked is not None:
                 self.run.done("grpc", "Watch progress", time.perf_counter() - self._progress_asked)
                 self._progress_asked = None
-            for watch in self._watches.values():
-                self.run.report(watch.name, watch.check.take(reply))
+            for each in self._watches.values():
+                self.run.report(each.name, each.check.take(reply))
         elif (watch := self._watches.get(reply.watch_id)) is None:
             self.run.failed("stream", self.name, 0.0, FaultError("a reply for a watch that does not exist"))
         elif reply.canceled:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -21,13 +21,21 @@ from kvorum.pb.rpc_pb2 import (
     PutResponse,
     RangeRequest,
     RangeResponse,
+    ResponseHeader,
     TxnRequest,
     TxnResponse,
 )
 from loadtest.checks import AckedWrites
 from loadtest.users.run import CALL_TIMEOUT_S, CallError, Run, current
 
-Reply = TypeVar("Reply", bound=Message)
+
+class _Reply(Protocol):
+    header: ResponseHeader
+
+    def ByteSize(self) -> int: ...
+
+
+Reply = TypeVar("Reply", bound=_Reply)
 
 
 def range_end(prefix: bytes) -> bytes:
@@ -51,22 +59,22 @@ class Client:
         self.channel = channel
         self.refusal: grpc.StatusCode | None = None
         """What a call of this client may be refused with: counted apart, and no failure."""
-        self._put = channel.unary_unary(
+        self._put: Callable[..., PutResponse] = channel.unary_unary(
             "/etcdserverpb.KV/Put", PutRequest.SerializeToString, PutResponse.FromString
         )
-        self._range = channel.unary_unary(
+        self._range: Callable[..., RangeResponse] = channel.unary_unary(
             "/etcdserverpb.KV/Range", RangeRequest.SerializeToString, RangeResponse.FromString
         )
-        self._delete = channel.unary_unary(
+        self._delete: Callable[..., DeleteRangeResponse] = channel.unary_unary(
             "/etcdserverpb.KV/DeleteRange", DeleteRangeRequest.SerializeToString, DeleteRangeResponse.FromString
         )
-        self._txn = channel.unary_unary(
+        self._txn: Callable[..., TxnResponse] = channel.unary_unary(
             "/etcdserverpb.KV/Txn", TxnRequest.SerializeToString, TxnResponse.FromString
         )
-        self._grant = channel.unary_unary(
+        self._grant: Callable[..., LeaseGrantResponse] = channel.unary_unary(
             "/etcdserverpb.Lease/LeaseGrant", LeaseGrantRequest.SerializeToString, LeaseGrantResponse.FromString
         )
-        self._revoke = channel.unary_unary(
+        self._revoke: Callable[..., LeaseRevokeResponse] = channel.unary_unary(
             "/etcdserverpb.Lease/LeaseRevoke", LeaseRevokeRequest.SerializeToString, LeaseRevokeResponse.FromString
         )
 
@@ -103,7 +111,7 @@ class Client:
         wrote: Callable[[Reply], bool] | None = None,
         acked: AckedWrites | None = None,
     ) -> Reply:
-        """`wrote` tells whether a reply's revision is of the call's own making; without it the revision is not looked at."""
+        """`wrote` tells whether a reply's revision is of the call's own making; None: its revision says nothing."""
         run = self.run
         if run.stopped.is_set():
             raise StopUser
@@ -111,7 +119,7 @@ class Client:
         run.in_flight += 1
         began = time.perf_counter()
         try:
-            reply: Any = method(request, timeout=CALL_TIMEOUT_S)
+            reply = method(request, timeout=CALL_TIMEOUT_S)
             seconds = time.perf_counter() - began
             if wrote is not None:
                 by_this = wrote(reply)
@@ -123,7 +131,7 @@ class Client:
         finally:
             run.in_flight -= 1
         run.done("grpc", name, seconds, reply.ByteSize())
-        return reply  # type: ignore[no-any-return]
+        return reply
 
     def _failed(self, name: str, seconds: float, error: CallError) -> NoReturn:
         if error.code is self.refusal:

@@ -1,0 +1,169 @@
+"""Each locust scenario runs for a moment, in processes of its own: gevent must not patch the tests' process."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from loadtest import run_scenario
+from loadtest.launcher import Kind
+from loadtest.tiers import Tier, running_tier
+from tests.servers import start_kvorum
+
+TIMEOUT_S = 120.0
+USERS = ("--headless", "--only-summary", "--users", "6", "--spawn-rate", "100", "--run-time", "4s")
+LOSSY = Path(__file__).with_name("lossy_fan_out.py")
+
+
+class Expected(NamedTuple):
+    """A scenario's options for a short run, and the names under which it must report."""
+
+    options: tuple[str, ...]
+    names: set[str]
+
+
+EXPECTED = {
+    "kubernetes_mix": Expected(
+        ("--informers", "2", "--user-rate", "20"),
+        {
+            *("Range (get)", "Range (list)", "Txn (create)", "Txn (update)", "Txn (renew lease)", "Txn (contended)"),
+            *("Watch create", "Watch progress", "Watch event (pods)", "Watch event (leases)"),
+        },
+    ),
+    "lease_keep_alive": Expected(
+        ("--interval", "0.2"),
+        {"LeaseGrant", "LeaseKeepAlive", "LeaseRevoke", "Put", "Watch event", "Watch event (revoked)"},
+    ),
+    "lock_contention": Expected(
+        (),
+        {
+            *("Lock acquire", "Lock release", "Txn (create)", "Txn (guarded write)", "Range (who is before)"),
+            *("DeleteRange", "LeaseGrant", "Watch create", "Watch event (unlock)"),
+        },
+    ),
+    "mixed_kv": Expected(
+        ("--serializable-ratio", "0.5", "--user-rate", "50"), {"Put", "Range", "Range (serializable)"}
+    ),
+    "noisy_neighbour": Expected(
+        ("--noisy-users", "2"),
+        {f"{what} ({when})" for what in ("Put", "Range", "Watch event") for when in ("alone", "beside noise")}
+        | {"Put (noisy)", "Range (noisy list)"},
+    ),
+    "watch_fan_out": Expected(("--watches", "3"), {"Put", "Range (list)", "Watch create", "Watch event"}),
+}
+
+
+class Ended(NamedTuple):
+    """What a run of locust has left."""
+
+    status: int
+    output: str
+    operations: dict[str, dict[str, Any]]
+    errors: list[str]
+
+
+def start(scenario: Path, host: str, figures: Path, options: Sequence[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "locust", "-f", str(scenario), "--host", host, "--figures", str(figures)]
+    return subprocess.Popen(
+        [*command, *USERS, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=run_scenario.ROOT,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """All that it says until it ends."""
+    with process:
+        try:
+            return process.communicate(timeout=TIMEOUT_S)[0]
+        except BaseException:
+            process.kill()
+            raise
+
+
+def ended(process: subprocess.Popen[str], path: Path) -> Ended:
+    output = finish(process)
+    assert path.exists(), output
+    figures = json.loads(path.read_text())
+    operations = {one["name"]: one for one in figures["operations"]}
+    return Ended(process.returncode, output, operations, [one["error"] for one in figures["errors"]])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    """All scenarios, and the one with a fault, at one time against one member."""
+    folder = tmp_path_factory.mktemp("locust")
+    scenarios = {name: run_scenario.SCENARIOS / f"{name}.py" for name in EXPECTED} | {LOSSY.stem: LOSSY}
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(start_kvorum())
+        started = {}
+        for name, path in scenarios.items():
+            options = EXPECTED[name].options if name in EXPECTED else ()
+            started[name] = start(path, server.address, folder / name, options)
+            stack.callback(started[name].kill)  # when another one has failed; else it has ended
+        return {name: ended(process, folder / name) for name, process in started.items()}
+
+
+def test_all_scenarios_are_tried() -> None:
+    assert run_scenario.names() == sorted(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_scenario_reports_each_operation_and_finds_no_fault(name: str, runs: dict[str, Ended]) -> None:
+    run = runs[name]
+    assert run.errors == [], run.output
+    assert run.status == 0, run.output
+    missing = EXPECTED[name].names - run.operations.keys()
+    assert not missing, run.output
+    for operation in run.operations.values():
+        assert operation["count"] > operation["failures"] == 0
+        assert 0 <= operation["min"] <= operation["mean"] <= operation["max"]
+        assert operation["p50"] <= operation["p90"] <= operation["p99"] <= operation["p99.9"]
+
+
+def test_a_lost_event_is_a_failure_and_ends_locust_with_1(runs: dict[str, Ended]) -> None:
+    run = runs[LOSSY.stem]
+    assert run.status == 1, run.output
+    assert run.errors == ["check Watch event: FaultError('an event was lost')"], run.output
+
+
+def test_a_cluster_that_does_not_answer_ends_the_run(tmp_path: Path) -> None:
+    process = start(run_scenario.SCENARIOS / "watch_fan_out.py", "127.0.0.1:1", tmp_path / "figures", ())
+    output = finish(process)
+    assert process.returncode == 1, output
+    assert "the scenario cannot be prepared: UNAVAILABLE" in output
+
+
+def test_a_run_as_make_does_it(tmp_path: Path) -> None:
+    """Through a gateway; what it starts is stopped, and locust's report is there."""
+    command = [sys.executable, "-m", "loadtest.run_scenario", "mixed_kv", "--target", "gateway"]
+    options = ["--users", "6", "--duration", "2s", "--results", str(tmp_path)]
+    run = subprocess.run(
+        [*command, *options, "--read-ratio", "0.5"],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        cwd=run_scenario.ROOT,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "passed" in run.stdout
+    [report] = tmp_path.glob("mixed_kv-gateway-*.html")
+    assert "Range" in report.read_text()
+    [figures] = tmp_path.glob("*.json")
+    assert {"Put", "Range"} <= {one["name"] for one in json.loads(figures.read_text())["operations"]}
+
+
+def test_a_tier_that_cannot_start_says_why() -> None:
+    with (
+        pytest.raises(RuntimeError, match="not-a-flag"),
+        running_tier(Kind.REFERENCE, Tier.GATEWAY, ["127.0.0.1:1"], {"not-a-flag": "1"}),
+    ):
+        pass
