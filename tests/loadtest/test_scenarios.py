@@ -16,7 +16,7 @@ from loadtest.tiers import Tier, running_tier
 from tests.servers import start_kvorum
 
 TIMEOUT_S = 120.0
-USERS = ("--headless", "--only-summary", "--users", "6", "--spawn-rate", "100", "--run-time", "4s")
+USERS = ("--headless", "--only-summary", "--users", "6", "--spawn-rate", "100", "--run-time", "3s")
 LOSSY = Path(__file__).with_name("lossy_fan_out.py")
 
 
