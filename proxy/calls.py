@@ -76,7 +76,7 @@ def pass_through(upstream: Upstream, callers: Callers, paths: Iterable[str]) -> 
 
 
 def _passing(upstream: Upstream, callers: Callers, path: str) -> UnaryHandler:
-    resolve = callers.resolve
+    resolve = callers.resolve_or_wait
     call = upstream.call
 
     def handle(connection: ServerConnection, stream_id: int, head: Head, message: bytes) -> None:
@@ -165,7 +165,7 @@ class Relay:
 
     def _enter(self, message: bytes) -> None:
         try:
-            self._caller = self._relays.callers.resolve(self.stream.connection, self._head)
+            self._caller = self._relays.callers.resolve_or_wait(self.stream.connection, self._head)
             self._message, self._passage = self._caller.enter(self.path, message)
         except ApiError as error:
             self.end(error.status)

@@ -39,6 +39,17 @@ SERIES: Final[dict[str, Series]] = {
     "kvorum_grpc_proxy_client_received_bytes_total": Series(True, "Bytes received from clients"),
     "kvorum_grpc_proxy_client_sent_bytes_total": Series(True, "Bytes sent to clients"),
     "kvorum_grpc_proxy_workers": Series(False, "Workers that told their figures"),
+    "kvorum_grpc_proxy_tenant_requests_total": Series(True, "Calls of a tenant", ("tenant",)),
+    "kvorum_grpc_proxy_tenant_refused_total": Series(
+        True, "Calls of a tenant that one of its limits refused", ("tenant", "limit")
+    ),
+    "kvorum_grpc_proxy_tenant_watches": Series(False, "Open watches of a tenant", ("tenant",)),
+    "kvorum_grpc_proxy_tenant_keys": Series(
+        False, "Keys that the cluster holds of a tenant whose keys or bytes are limited", ("tenant",)
+    ),
+    "kvorum_grpc_proxy_tenant_bytes": Series(
+        False, "Bytes of these keys, without the namespace, and of their values", ("tenant",)
+    ),
     "grpc_server_started_total": Series(
         True, "Total number of RPCs started on the server.", ("grpc_type", "grpc_service", "grpc_method")
     ),

@@ -21,13 +21,19 @@ from kvorum.wire.server import Server
 from proxy import calls, metrics
 from proxy.callers import Callers
 from proxy.calls import Relays
-from proxy.config import Config
+from proxy.config import Config, StartFailed
 from proxy.kv import KvService
 from proxy.lease.keep_alive import KeepAliveService
 from proxy.listeners import BACKLOG, Place
 from proxy.metrics import Figures, Measure
 from proxy.pages import Pages
 from proxy.siblings import Siblings
+from proxy.tenants.namespaces_file import NamespacesFile, NamespacesFileError
+from proxy.tenants.service import TenantService, read_namespaces_file
+from proxy.tenants.tenant import LEASE_REVOKE
+from proxy.tenants.tenants import Tenants
+from proxy.tenants.tokens import Tokens
+from proxy.tenants.tracking import Tracking
 from proxy.tls import listen_context, upstream_context
 from proxy.upstream.endpoints import Endpoint, Endpoints
 from proxy.upstream.probes import Probes
@@ -113,7 +119,10 @@ class Proxy:
             self._sync = Sync(self.upstream, config.endpoints_auto_sync_interval_s, logger)
 
         # The services. A later one takes the methods it has from those before it.
-        self.callers = Callers(config.namespace.encode())
+        tenants = tokens = None
+        if config.namespaces_file:
+            tenants, tokens = Tenants(loop.time), Tokens(self.upstream)
+        self.callers = Callers(config.namespace.encode(), tenants, tokens)
         self.relays = Relays(self.upstream, self.callers)
         self.keep_alives = KeepAliveService(
             self.upstream, self.callers, now=loop.time, call_soon=loop.call_soon, call_later=loop.call_later
@@ -138,11 +147,31 @@ class Proxy:
         self._measures: list[Measure] = [self._own_figures, self.watches.figures]
         """What is published beside the wire's figures; every name must be in `metrics.SERIES`."""
 
+        tenancy: TenantService | None = None
+        if tenants is not None and tokens is not None:
+            tenancy = TenantService(
+                config.namespaces_file,
+                namespaces_file(config),
+                tenants,
+                tokens,
+                self.callers,
+                self.upstream,
+                Tracking(self.upstream, call_later=loop.call_later, now=loop.time, logger=logger),
+                logger,
+                is_first_worker=worker.index == 0,
+            )
+            services.append(tenancy)
+            self._at_stop.append(tenancy.stop)
+            self._at_reload.append(tenancy.reload)
+            self._measures.append(tenancy.figures)
+
         unary: dict[str, UnaryHandler] = {}
         streams: dict[str, StreamOpen] = {}
         for service in services:
             unary.update(service.unary())
             streams.update(service.streams())
+        if tenancy is not None:
+            unary[LEASE_REVOKE] = tenancy.guard_revoke(unary[LEASE_REVOKE])
         self._siblings = Siblings(worker.run_dir, worker.index, config.workers, self.figures)
         pages = Pages(self.upstream, self._spawn, self._own_metrics, self._tls_of)
         limits = server_limits(config)
@@ -223,6 +252,14 @@ class Proxy:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._loop.call_exception_handler({"message": "a task failed", "exception": error})
+
+
+def namespaces_file(config: Config) -> NamespacesFile:
+    """What `--namespaces-file` says. Raises StartFailed."""
+    try:
+        return read_namespaces_file(config.namespaces_file)
+    except NamespacesFileError as error:
+        raise StartFailed(str(error)) from None
 
 
 def server_limits(config: Config) -> ServerLimits:

@@ -28,7 +28,7 @@ from kvorum.urls import parse_url
 from proxy import listeners
 from proxy.config import Config, StartFailed
 from proxy.listeners import Place
-from proxy.process import DRAIN_S, Worker, run
+from proxy.process import DRAIN_S, Worker, namespaces_file, run
 from proxy.tls import listen_context, upstream_context
 
 EXIT_FAILED: Final = 1
@@ -47,6 +47,8 @@ RESTART_WAIT_S: Final = 0.2
 def serve(config: Config, logger: Logger) -> int:
     """Serve until a signal or a failure ends it: an exit code, or minus the signal to die by. Raises StartFailed."""
     upstream_context(config.upstream_tls)
+    if config.namespaces_file:
+        namespaces_file(config)
     config = _with_endpoints(config, logger)
     if config.auto_tls:
         _provide_certificate(config, logger)

@@ -116,7 +116,7 @@ KeepAliveStream = Stream[LeaseKeepAliveRequest, LeaseKeepAliveResponse]
 class Api:
     """One connection to one server. `api(request)` makes the call of that request."""
 
-    def __init__(self, address: str, *, metadata: Metadata = ()) -> None:
+    def __init__(self, address: str, *, metadata: Metadata = (), authority: str | None = None) -> None:
         self.address = address
         self.metadata = tuple(metadata)
         self._calls: dict[type[Message], Any] = {}
@@ -130,6 +130,7 @@ class Api:
                 ("grpc.initial_reconnect_backoff_ms", 50),
                 ("grpc.min_reconnect_backoff_ms", 5000),  # the deadline of one attempt, despite its name
                 ("grpc.max_reconnect_backoff_ms", 200),
+                *([("grpc.default_authority", authority)] if authority is not None else []),
             ],
         )
 

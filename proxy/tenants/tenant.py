@@ -1,0 +1,259 @@
+"""One tenant: what it may call, what it uses, and how its calls go through its namespace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+
+from kvorum.errors import ApiError, Code, Status, unmarshal_error
+from kvorum.pb.election_pb2 import CampaignRequest, ProclaimRequest
+from kvorum.pb.lock_pb2 import LockRequest
+from kvorum.pb.rpc_pb2 import AlarmRequest, CompactionResponse
+from proxy.namespaces.calls import StripReply
+from proxy.namespaces.namespace import Namespace
+from proxy.namespaces.passage import OUTWARDS, Later, Passage, Retry
+from proxy.tenants.namespaces_file import TenantEntry
+from proxy.tenants.rate import TokenBucket
+from proxy.tenants.usage import Growth, Usage
+
+AUTHENTICATE: Final = "/etcdserverpb.Auth/Authenticate"
+LEASE_REVOKE: Final = "/etcdserverpb.Lease/LeaseRevoke"
+HEALTH: Final = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"})
+OPEN: Final = HEALTH | {AUTHENTICATE}
+"""What everybody may call, also who is no tenant."""
+
+_ALARM: Final = "/etcdserverpb.Maintenance/Alarm"
+_PUT: Final = "/etcdserverpb.KV/Put"
+_TXN: Final = "/etcdserverpb.KV/Txn"
+
+ALLOWED: Final = frozenset(
+    {
+        *OUTWARDS,
+        *OPEN,
+        "/etcdserverpb.Watch/Watch",
+        "/etcdserverpb.Lease/LeaseGrant",
+        "/etcdserverpb.Lease/LeaseKeepAlive",
+        LEASE_REVOKE,  # of leases that hold no key of others
+        "/etcdserverpb.Cluster/MemberList",
+        "/etcdserverpb.Maintenance/Status",
+        _ALARM,  # to see them
+        "/etcdserverpb.Auth/AuthStatus",
+    }
+) - {f"/etcdserverpb.Auth/Role{name}" for name in ("Get", "GrantPermission", "RevokePermission")}
+"""What a tenant may call. The rest reads or changes what belongs to all: Compact, members, users and roles, the whole
+store, defragmentation, the lists of all leases."""
+
+MOST_WAITING: Final = 4096
+"""Calls of one tenant whose fate is not known yet."""
+
+SURELY_NOT_MADE: Final = frozenset(Code) - {
+    *(Code.OK, Code.CANCELLED, Code.UNKNOWN, Code.DEADLINE_EXCEEDED, Code.INTERNAL, Code.UNAVAILABLE)
+}
+"""Codes of writes that were refused; after the others a write may have been made."""
+
+
+def _growth_of_lock(usage: Usage, request: LockRequest) -> Growth:
+    return usage.growth_of_key(b"%s/%x" % (request.name, request.lease), 0)
+
+
+def _growth_of_campaign(usage: Usage, request: CampaignRequest) -> Growth:
+    return usage.growth_of_key(b"%s/%x" % (request.name, request.lease), len(request.value))
+
+
+def _growth_of_proclaim(usage: Usage, request: ProclaimRequest) -> Growth:
+    return usage.growth_of_key(request.leader.key, len(request.value))
+
+
+_GROWTH: Final[dict[str, Callable[[Usage, Any], Growth]]] = {
+    _PUT: Usage.growth_of_put,
+    _TXN: Usage.growth_of_txn,
+    "/v3lockpb.Lock/Lock": _growth_of_lock,
+    "/v3electionpb.Election/Campaign": _growth_of_campaign,
+    "/v3electionpb.Election/Proclaim": _growth_of_proclaim,
+}
+"""What the calls that store something add, by path."""
+
+
+class Tenant:
+    """What one worker knows of a tenant. `now` is a clock in seconds that does not go back."""
+
+    def __init__(self, entry: TenantEntry, now: Callable[[], float]) -> None:
+        self._now = now
+        self.name: Final = entry.name
+        self.namespace = Namespace(entry.namespace)
+        self.limits = entry.limits
+        self.usage: Usage | None = None
+        """Kept where keys or bytes are limited."""
+        self._bucket: TokenBucket | None = None
+        self.watches = 0
+        """Open now."""
+        self.requests = 0
+        self.refused: dict[str, int] = {"requests_per_second": 0, "watches": 0, "keys": 0, "bytes": 0}
+        """Calls that a limit refused, by its name in the file."""
+        self._waiting: list[Retry] = []
+        self._resuming = False
+        self._usage_is_sure = False
+        self.on_waiting: Callable[[Tenant], None] | None = None
+        """Told when calls begin to wait for the usage: it has to be looked at, then `resume` called."""
+        self.update(entry)
+
+    def update(self, entry: TenantEntry) -> None:
+        """The file says this of it now."""
+        assert entry.name == self.name
+        self.limits = entry.limits
+        rate = entry.limits.requests_per_second
+        if rate is None:
+            self._bucket = None
+        elif self._bucket is None:
+            self._bucket = TokenBucket(rate, self._now())
+        else:
+            self._bucket.set_rate(rate)
+        moved = entry.namespace != self.namespace.prefix
+        if moved:
+            self.namespace = Namespace(entry.namespace)
+        limited = entry.limits.keys is not None or entry.limits.bytes is not None
+        if not limited:
+            self.usage = None
+        elif self.usage is None or moved:
+            self.usage = Usage(len(entry.namespace))
+
+    def enter(self, path: str, message: bytes) -> tuple[bytes, Passage | None]:
+        """A call of this tenant: (the request for the server, what its replies go through, or None).
+
+        Raises ApiError for what it may not do, and Later when its usage has to be looked at first.
+        """
+        if not self._resuming:
+            self.count_request(path)
+        if path == _ALARM:
+            _check_alarm(message)
+        outwards = OUTWARDS.get(path)
+        if outwards is None:
+            return message, None
+        namespace, usage = self.namespace, self.usage
+        measure = _GROWTH.get(path) if usage is not None else None
+        if usage is None or measure is None:
+            message, strip = outwards(namespace, message)
+            return message, None if strip is None else Passage(namespace, strip)
+        growth = Growth()
+
+        def look(request: Any) -> None:
+            nonlocal growth
+            growth = measure(usage, request)
+            self._check_growth(usage, growth)
+
+        message, strip = outwards(namespace, message, look)
+        usage.hold(growth)
+        return message, CountedPassage(namespace, strip, usage, growth, self._now)
+
+    def count_request(self, path: str) -> None:
+        """One more call. Raises ApiError when it may not be made, or not now."""
+        self.requests += 1
+        if path not in ALLOWED:
+            text = f'tenant "{self.name}" may not call {path}: it concerns the whole cluster'
+            raise ApiError(Status(Code.PERMISSION_DENIED, text))
+        bucket = self._bucket
+        if bucket is not None and not bucket.take(self._now()):
+            raise self._over("requests_per_second", f"{bucket.rate:g}")
+
+    def _over(self, limit: str, most: object) -> ApiError:
+        self.refused[limit] += 1
+        text = f'tenant "{self.name}" is over its limit: {limit} is {most}'
+        return ApiError(Status(Code.RESOURCE_EXHAUSTED, text))
+
+    # Watches.
+
+    def open_watch(self) -> None:
+        """One more watch. Raises ApiError when there are as many as there may be."""
+        most = self.limits.watches
+        if most is not None and self.watches >= most:
+            raise self._over("watches", most)
+        self.watches += 1
+
+    def close_watch(self) -> None:
+        self.watches -= 1
+
+    # Keys and bytes.
+
+    def _check_growth(self, usage: Usage, growth: Growth) -> None:
+        if usage.revision is None:
+            if self._usage_is_sure:
+                text = f'what tenant "{self.name}" stores is not known at the moment'
+                raise ApiError(Status(Code.UNAVAILABLE, text))
+            raise Later(self._join)
+        limit = usage.fits(growth, self.limits.keys, self.limits.bytes)
+        if limit is None:
+            return
+        if self._usage_is_sure:
+            raise self._over(limit, getattr(self.limits, limit))
+        # What others deleted a moment ago may not be counted yet: a limit refuses nothing on old figures.
+        raise Later(self._join)
+
+    def _join(self, retry: Retry) -> None:
+        if len(self._waiting) >= MOST_WAITING:
+            retry(Status(Code.RESOURCE_EXHAUSTED, f'too many calls of tenant "{self.name}" wait for its usage'))
+            return
+        self._waiting.append(retry)
+        if self.on_waiting is not None:
+            self.on_waiting(self)
+
+    def take_waiting(self) -> list[Retry]:
+        """The calls that wait for a look at the usage that begins now."""
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def resume(self, waiting: list[Retry]) -> None:
+        """The usage has been looked at since these calls came: they go on, or end."""
+        self._resuming = self._usage_is_sure = True
+        try:
+            for retry in waiting:
+                retry(None)
+        finally:
+            self._resuming = self._usage_is_sure = False
+
+    def end_waiting(self, status: Status) -> None:
+        """The tenant is gone, or the proxy stops."""
+        for retry in self.take_waiting():
+            retry(status)
+
+
+class CountedPassage(Passage):
+    """The passage of a write that counts against a limit."""
+
+    __slots__ = ("_growth", "_now", "_revision", "_usage")
+
+    def __init__(
+        self, namespace: Namespace, strip: StripReply | None, usage: Usage, growth: Growth, now: Callable[[], float]
+    ) -> None:
+        super().__init__(namespace, strip)
+        self._usage = usage
+        self._growth = growth
+        self._now = now
+        self._revision: int | None = None
+
+    def reply(self, message: bytes) -> bytes:
+        try:
+            # All replies begin with their header, and that is all that this message type has.
+            self._revision = CompactionResponse.FromString(message).header.revision
+        except DecodeError:
+            self._revision = None
+        return super().reply(message)
+
+    def end(self, code: int) -> None:
+        if code in SURELY_NOT_MADE:
+            self._usage.on_refused(self._growth)
+        elif code == 0 and self._revision is not None:
+            self._usage.on_acknowledged(self._growth, self._revision)
+        else:
+            self._usage.on_unknown(self._growth, self._now())
+
+
+def _check_alarm(message: bytes) -> None:
+    """To see alarms is allowed, to raise or disarm them is not."""
+    try:
+        request = AlarmRequest.FromString(message)
+    except DecodeError as error:
+        raise ApiError(unmarshal_error(error)) from None
+    if request.action != AlarmRequest.GET:
+        raise ApiError(Status(Code.PERMISSION_DENIED, "a tenant may not raise or disarm alarms"))

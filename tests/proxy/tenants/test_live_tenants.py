@@ -1,0 +1,249 @@
+"""`--namespaces-file`: tenants of one proxy, in front of a member."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from kvorum import errors
+from kvorum.errors import Code
+from kvorum.pb.rpc_pb2 import (
+    AlarmRequest,
+    AuthEnableRequest,
+    AuthUserListRequest,
+    CompactionRequest,
+    DefragmentRequest,
+    DeleteRangeRequest,
+    HashKVRequest,
+    LeaseGrantRequest,
+    LeaseLeasesRequest,
+    LeaseRevokeRequest,
+    LeaseTimeToLiveRequest,
+    MemberAddRequest,
+    MemberListRequest,
+    PutRequest,
+    RangeRequest,
+    SnapshotRequest,
+    StatusRequest,
+    TxnRequest,
+)
+from loadtest.launcher import Server
+from tests.calls import Api
+from tests.servers import start_proxy
+
+DEADLINE_S = 30.0
+
+FILE = """
+tenants:
+  - {name: alpha, namespace: alpha/, authorities: [alpha.test]}
+  - {name: beta, namespace: beta/, authorities: [beta.test]}
+  - name: small
+    namespace: small/
+    authorities: [small.test]
+    limits: {keys: 3, bytes: 100}
+  - name: slow
+    namespace: slow/
+    authorities: [slow.test]
+    limits: {requests_per_second: 1}
+"""
+
+Connect = Callable[[str], Api]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "not so within the deadline"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tenants") / "tenants.yaml"
+    path.write_text(FILE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tenants_proxy(kvorum_server: Server, file: Path) -> Iterator[Server]:
+    with start_proxy([kvorum_server.address], {"namespaces-file": str(file)}) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def tenant(tenants_proxy: Server) -> Iterator[Connect]:
+    """Opens connections of tenants, by name."""
+    opened: list[Api] = []
+
+    def connect(name: str) -> Api:
+        opened.append(Api(tenants_proxy.address, authority=f"{name}.test:2379"))
+        return opened[-1]
+
+    yield connect
+    for api in opened:
+        api.close()
+
+
+def everything(api: Api) -> list[bytes]:
+    return [kv.key for kv in api(RangeRequest(key=b"\0", range_end=b"\0")).kvs]
+
+
+def test_each_tenant_has_keys_of_its_own(tenant: Connect, direct: Api) -> None:
+    alpha, beta = tenant("alpha"), tenant("beta")
+    alpha(PutRequest(key=b"a", value=b"of alpha"))
+    beta(PutRequest(key=b"a", value=b"of beta"))
+    assert alpha(RangeRequest(key=b"a")).kvs[0].value == b"of alpha"
+    assert everything(alpha) == [b"a"]
+    assert beta(DeleteRangeRequest(key=b"\0", range_end=b"\0")).deleted == 1
+    assert everything(beta) == []
+    assert direct(RangeRequest(key=b"alpha/a")).count == 1
+
+
+def test_who_is_no_tenant_is_refused(tenants_proxy: Server) -> None:
+    with Api(tenants_proxy.address) as stranger:
+        status = stranger.status(RangeRequest(key=b"a"))
+        assert (status.code, status.message) == (Code.PERMISSION_DENIED, "no namespace is served to this caller")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        CompactionRequest(revision=1),
+        DefragmentRequest(),
+        HashKVRequest(),
+        MemberAddRequest(peerURLs=["http://127.0.0.1:1"]),
+        LeaseLeasesRequest(),
+        AuthEnableRequest(),
+        AuthUserListRequest(),
+        AlarmRequest(action="DEACTIVATE", alarm="NOSPACE"),
+    ],
+)
+def test_what_concerns_the_whole_cluster_is_no_tenant_s(tenant: Connect, request_: object) -> None:
+    assert tenant("alpha").status(request_).code == Code.PERMISSION_DENIED  # type: ignore[arg-type]
+
+
+def test_nor_is_a_snapshot(tenant: Connect) -> None:
+    with pytest.raises(errors.ApiError) as raised:
+        list(tenant("alpha").stream(SnapshotRequest()))
+    assert raised.value.status.code == Code.PERMISSION_DENIED
+    assert "it concerns the whole cluster" in raised.value.status.message
+
+
+def test_what_harms_nobody_is(tenant: Connect) -> None:
+    alpha = tenant("alpha")
+    for request in (StatusRequest(), MemberListRequest(), AlarmRequest(), LeaseGrantRequest(TTL=60)):
+        alpha(request)
+
+
+def test_a_lease_with_keys_of_others_is_not_revoked(tenant: Connect, direct: Api) -> None:
+    alpha, beta = tenant("alpha"), tenant("beta")
+    lease = alpha(LeaseGrantRequest(TTL=600)).ID
+    alpha(PutRequest(key=b"leased", lease=lease))
+    assert beta.status(LeaseRevokeRequest(ID=lease)) == errors.PERMISSION_DENIED
+    assert not beta(LeaseTimeToLiveRequest(ID=lease, keys=True)).keys
+    assert direct(RangeRequest(key=b"alpha/leased")).count == 1
+    alpha(LeaseRevokeRequest(ID=lease))
+    assert alpha(RangeRequest(key=b"leased")).count == 0
+    assert alpha.status(LeaseRevokeRequest(ID=lease)) == errors.LEASE_NOT_FOUND
+
+
+def test_limits_of_keys_and_bytes(tenant: Connect, direct: Api) -> None:
+    small = tenant("small")
+    for key in (b"a", b"b", b"c"):
+        small(PutRequest(key=key, value=b"1"))
+    status = small.status(PutRequest(key=b"d"))
+    assert (status.code, status.message) == (Code.RESOURCE_EXHAUSTED, 'tenant "small" is over its limit: keys is 3')
+    small(PutRequest(key=b"a", value=b"an update"))
+    txn = TxnRequest(success=[{"request_put": PutRequest(key=b"d")}])
+    assert small.status(txn).message == 'tenant "small" is over its limit: keys is 3'
+    large = PutRequest(key=b"a", value=b"x" * 100)
+    assert small.status(large).message == 'tenant "small" is over its limit: bytes is 100'
+    # What is deleted makes room at once, whoever deleted it.
+    for number in range(20):
+        small(DeleteRangeRequest(key=b"a"))
+        small(PutRequest(key=b"a", value=b"%d" % number))
+        direct(DeleteRangeRequest(key=b"small/b"))
+        small(PutRequest(key=b"b", value=b"%d" % number))
+    assert small.status(PutRequest(key=b"d")).code == Code.RESOURCE_EXHAUSTED
+    assert direct(RangeRequest(key=b"small/", range_end=b"small0", count_only=True)).count == 3
+    small(DeleteRangeRequest(key=b"\0", range_end=b"\0"))
+    for key in (b"e", b"f", b"g"):
+        small(PutRequest(key=key))
+    small(DeleteRangeRequest(key=b"\0", range_end=b"\0"))
+
+
+def test_two_proxies_agree_on_what_a_tenant_stores(
+    tenant: Connect, kvorum_server: Server, file: Path, direct: Api
+) -> None:
+    small = tenant("small")
+    with (
+        start_proxy([kvorum_server.address], {"namespaces-file": str(file)}) as other,
+        Api(other.address, authority="small.test") as elsewhere,
+    ):
+        small(PutRequest(key=b"a"))
+        elsewhere(PutRequest(key=b"b"))
+        direct(PutRequest(key=b"small/c"))
+        fresh = itertools.count()
+
+        def is_refused(api: Api) -> bool:
+            return api.status(PutRequest(key=b"x%d" % next(fresh))).code == Code.RESOURCE_EXHAUSTED
+
+        for api in (small, elsewhere):
+            wait_for(partial(is_refused, api))
+        elsewhere(DeleteRangeRequest(key=b"\0", range_end=b"\0"))
+        small(PutRequest(key=b"d"))
+        small(DeleteRangeRequest(key=b"\0", range_end=b"\0"))
+
+
+def test_requests_per_second(tenant: Connect) -> None:
+    slow, beta = tenant("slow"), tenant("beta")
+    statuses = [slow.status(RangeRequest(key=b"a")) for _ in range(20)]
+    refused = [status for status in statuses if status.code == Code.RESOURCE_EXHAUSTED]
+    assert refused
+    assert refused[0].message == 'tenant "slow" is over its limit: requests_per_second is 1'
+    beta(RangeRequest(key=b"a"))
+    wait_for(lambda: slow.status(RangeRequest(key=b"a")).code == Code.OK)
+
+
+def test_a_reload_drops_no_connection(tenant: Connect, tenants_proxy: Server, file: Path) -> None:
+    alpha, small = tenant("alpha"), tenant("small")
+    alpha(DeleteRangeRequest(key=b"\0", range_end=b"\0"))
+    alpha(PutRequest(key=b"r"))
+    small(PutRequest(key=b"a"))
+    try:
+        file.write_text(FILE + "  - {name: gamma}")
+        os.kill(tenants_proxy.pid, signal.SIGHUP)
+        wait_for(lambda: "the namespaces file was not reloaded" in tenants_proxy.log_path.read_text())
+        assert "is missing" in tenants_proxy.log_path.read_text()
+        assert everything(alpha) == [b"r"]
+        assert small.status(PutRequest(key=b"a")).code == Code.OK
+        file.write_text(FILE.replace("keys: 3", "keys: 1").replace("- {name: beta", "- {name: delta"))
+        os.kill(tenants_proxy.pid, signal.SIGHUP)
+        fresh = itertools.count()
+        over = 'tenant "small" is over its limit: keys is 1'
+        wait_for(lambda: small.status(PutRequest(key=b"z%d" % next(fresh))).message == over)
+        assert everything(alpha) == [b"r"]
+    finally:
+        file.write_text(FILE)
+        os.kill(tenants_proxy.pid, signal.SIGHUP)
+        small(DeleteRangeRequest(key=b"\0", range_end=b"\0"))
+        small(PutRequest(key=b"a"))
+        wait_for(lambda: small.status(PutRequest(key=b"b")).code == Code.OK)
+        small(DeleteRangeRequest(key=b"\0", range_end=b"\0"))
+        alpha(DeleteRangeRequest(key=b"\0", range_end=b"\0"))
+
+
+def test_a_broken_file_ends_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(FILE + "  - {name: gamma, namespace: alpha/x, users: [g]}")
+    command = [sys.executable, "-m", "proxy", "start", "--listen-addr=127.0.0.1:0", f"--namespaces-file={path}"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    assert ended.returncode == 1
+    assert f"{path}:13: tenants[4].namespace: b'alpha/x' overlaps the namespace b'alpha/'" in ended.stderr
