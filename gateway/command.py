@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from gateway.config import DEFAULT_RETRY_DELAY_S, Config, StartFailed
 from kvorum import go_flags
+from kvorum.durations import format_duration
 from kvorum.go_flags import BOOL, DURATION, EXIT_FAILED
 from kvorum.log import Logger, LogSettings
 from kvorum.urls import quote
@@ -72,7 +73,9 @@ def start(
     from gateway.process import run
 
     if retry_delay < 0:
-        raise click.UsageError(f'invalid argument {quote(f"{retry_delay}ns")} for "--retry-delay" flag: it is negative')
+        raise click.UsageError(
+            f'invalid argument {quote(format_duration(retry_delay))} for "--retry-delay" flag: it is negative'
+        )
     config = Config(
         listen_addr=listen_addr,
         endpoints=endpoints,

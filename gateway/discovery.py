@@ -32,7 +32,7 @@ def discover(
             failures.append(str(error))
             continue
         found += [
-            (scheme, Endpoint(record.target, record.port, record.priority, record.weight))
+            (scheme, Endpoint(record.target.removesuffix("."), record.port, record.priority, record.weight))
             for record in records
             if record.target != "."  # "the service is decidedly not available at this domain"
         ]

@@ -88,7 +88,9 @@ def strings(name: str, default: Sequence[str], help: str) -> Callable[[Any], Any
     def split(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(part.strip() for text in given for part in text.split(",") if part.strip())
 
-    return click.option(name, multiple=True, default=tuple(default), callback=split, metavar="strings", help=help)
+    return click.option(
+        name, multiple=True, default=tuple(default), callback=split, metavar="strings", help=help, show_default=True
+    )
 
 
 class Command(click.Command):
@@ -96,7 +98,11 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         alone = {name for param in self.params if param.type is BOOL for name in param.opts}
-        return super().parse_args(ctx, [f"{arg}=true" if arg in alone else arg for arg in args])
+        try:
+            return super().parse_args(ctx, [f"{arg}=true" if arg in alone else arg for arg in args])
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx  # a missing argument comes without, and its usage would not be shown
+            raise
 
 
 def run(command: click.Command, arguments: Sequence[str], program: str) -> int:
