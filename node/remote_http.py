@@ -41,7 +41,7 @@ def ask(urls: Iterable[str], tls: PeerTls, timeout_s: float, log: Logger, silenc
     for url in urls:
         try:
             return _ask_one(_Connection(parse_url(url), tls, context, timeout_s), timeout_s)
-        except (OSError, ValueError, http.client.HTTPException) as error:
+        except (OSError, ValueError, OverflowError, http.client.HTTPException) as error:
             reason = str(error) or type(error).__name__
             log.log(silence, "failed to get cluster response", address=f"{url}/members", error=reason)
     return None

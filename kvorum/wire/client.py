@@ -11,6 +11,7 @@ act on (REFUSED_STREAM, or above the last stream of a GOAWAY) is sent once more.
 
 import asyncio
 import random
+import socket
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -266,8 +267,9 @@ class Channel:
                     async with asyncio.timeout(self.limits.connect_timeout_s):
                         protocol = await self._attempt()
                         await protocol.became_ready
-                except (OSError, ssl.SSLError, TimeoutError) as error:
-                    # An end of the connection within the TLS handshake comes without a text.
+                except (OSError, ValueError, OverflowError) as error:
+                    # The latter two: names and ports that cannot be. An end of the connection within the TLS handshake
+                    # comes without a text.
                     reason = str(error) or ("timed out" if isinstance(error, TimeoutError) else "connection reset")
                     if self._protocol is not None:
                         self._protocol.abort()
@@ -292,10 +294,28 @@ class Channel:
         host, _, port = self.address.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         name = (self._server_name or host) if self._tls is not None else None
-        _, protocol = await self._loop.create_connection(
-            self._new_protocol, host, int(port), ssl=self._tls, server_hostname=name
-        )
-        return protocol
+        failure: OSError | None = None
+        for place, number in await self._places(host, int(port or 0)):  # as in URLs: no port is one nobody listens at
+            try:
+                _, protocol = await self._loop.create_connection(
+                    self._new_protocol, place, number, ssl=self._tls, server_hostname=name
+                )
+            except OSError as error:
+                failure = error
+            else:
+                return protocol
+        assert failure is not None, "a name without addresses is an error"
+        raise failure
+
+    async def _places(self, host: str, port: int) -> list[tuple[str, int]]:
+        """The addresses of a host. Given up early, it leaves nothing behind: uvloop's `create_connection`, which could
+        look for them, leaves the resolver's error to the loop's handler."""
+        found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        places: list[tuple[str, int]] = []
+        for family, _, _, _, address in found:
+            scope = f"%{address[3]}" if family == socket.AF_INET6 and len(address) == 4 and address[3] else ""
+            places.append((f"{address[0]}{scope}", port))
+        return places
 
     def _back_off(self) -> None:
         limits = self.limits

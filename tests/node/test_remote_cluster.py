@@ -251,6 +251,12 @@ class TestAsking:
         assert asked.cluster is None
         assert asked.errors == ["timed out"]
 
+    @pytest.mark.parametrize("url", ["http://127.0.0.1:", "http://127.0.0.1:99999", "http://a..b:1"])
+    def test_where_nobody_can_listen(self, url: str) -> None:
+        asked = Asked(url)
+        assert asked.cluster is None
+        assert len(asked.errors) == 1
+
     def test_not_a_url(self) -> None:
         assert Asked("http://127.0.0.1:99999", "nonsense").cluster is None
 

@@ -1,6 +1,7 @@
 """Our client: against grpcio's server, and against ours."""
 
 import asyncio
+import gc
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent import futures
@@ -227,6 +228,41 @@ def test_nobody_listens() -> None:
         await channel.close()
 
     run("asyncio", test)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1:", f"127.0.0.1:{1 << 70}", "127.0.0.1:port", f"{'a' * 70}.x:1", "a..x:1", "\u00fc.invalid:1", ":1", ""],
+)
+def test_an_address_that_cannot_be_is_one_where_nobody_listens(address: str, loop: str) -> None:
+    async def test() -> None:
+        channel = Channel(address)
+        with pytest.raises(RpcError, match="connection error: ") as caught:
+            await channel.unary("/t.S/Echo", b"")
+        assert caught.value.code == 14
+        await channel.close()
+
+    run(loop, test)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_one_that_closes_while_its_host_is_looked_up_leaves_nothing_behind(loop: str) -> None:
+    async def test() -> None:
+        running = asyncio.get_running_loop()
+        for _ in range(5):
+            channel = Channel("no-such-host.invalid:1")
+            call = asyncio.ensure_future(channel.unary("/t.S/Echo", b""))
+            while not call.done():
+                await asyncio.sleep(0)
+                await channel.close()
+            assert isinstance(call.exception(), RpcError)
+            with pytest.raises(OSError):
+                await running.getaddrinfo("no-such-host.invalid", 1)
+            del channel, call
+            gc.collect()
+
+    run(loop, test)
 
 
 def test_a_server_that_never_sends_settings() -> None:

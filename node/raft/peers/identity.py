@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +20,7 @@ URLS: Final = "kvorum-from-urls"
 """The sender's peer URLs, with commas: whoever does not know the sender yet answers it there."""
 
 URLS_MAX: Final = 16
+URL_MAX_BYTES: Final = 1024
 
 _HEXADECIMAL: Final = re.compile("[0-9a-f]{1,16}")
 
@@ -74,6 +75,12 @@ class Identity:
         else:
             return sender
         raise StreamRefused(Code.FAILED_PRECONDITION, text)
+
+
+def urls_text(urls: Iterable[str]) -> str:
+    """A member's peer URLs as `URLS` has them: those, and as many, as whoever is told will take."""
+    told = [url for url in urls if url.isascii() and "," not in url and len(url) <= URL_MAX_BYTES]
+    return ",".join(told[:URLS_MAX])
 
 
 def urls_of(metadata: Metadata) -> tuple[str, ...]:

@@ -104,7 +104,7 @@ async def addresses_of(host: str) -> Sequence[str]:
     """What DNS has for a host name."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):  # the latter: no host can be called so
         return ()
     return [str(place[4][0]) for place in found]
 

@@ -25,7 +25,7 @@ from node.child import Listener
 from node.config import PeerTls
 from node.raft.core import Message
 from node.raft.peers.channel import limit_unsent, peer_channel
-from node.raft.peers.identity import URLS, Identity
+from node.raft.peers.identity import URLS, Identity, urls_text
 from node.raft.peers.incoming import PEER_SERVER_LIMITS, Incoming
 from node.raft.peers.pages import PeerPages
 from node.raft.peers.peer import Peer, PeerState
@@ -216,8 +216,8 @@ class PeerTransport:
     def metadata(self, member: int) -> dict[str, str]:
         """See Surroundings."""
         identity = self.identity
-        urls = [",".join(one.peerURLs) for one in self._members() if one.ID == identity.member_id]
-        return {**identity.metadata(member), **({URLS: urls[0]} if urls else {})}
+        urls = [urls_text(one.peerURLs) for one in self._members() if one.ID == identity.member_id]
+        return {**identity.metadata(member), **({URLS: urls[0]} if urls and urls[0] else {})}
 
     def dial(self, url: str) -> Channel:
         """See Surroundings."""

@@ -5,7 +5,7 @@ from types import MappingProxyType
 import pytest
 
 from kvorum.errors import Code
-from node.raft.peers.identity import REMOVED, URLS, Identity, StreamRefused, urls_of
+from node.raft.peers.identity import REMOVED, URLS, Identity, StreamRefused, urls_of, urls_text
 
 ME = Identity(cluster_id=0xC1, member_id=0xA, version="3.7.0")
 THEM = Identity(cluster_id=0xC1, member_id=0xB, version="3.7.0")
@@ -102,3 +102,18 @@ def test_urls_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(StreamRefused) as caught:
         urls_of({URLS: (text,)})
     assert caught.value.code == Code.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    ("urls", "told"),
+    [
+        ([], 0),
+        (["http://b:2", "http://a:1"], 2),
+        ([f"http://a:{port}" for port in range(100)], 16),
+        (["http://a,b:1", "http://\u00fc:1", f"http://{'a' * 2000}:1", "unix://a/b c", "http://a:1"], 2),
+    ],
+)
+def test_one_with_whatever_urls_tells_those_that_are_taken(urls: list[str], told: int) -> None:
+    taken = urls_of({URLS: (urls_text(urls),)})
+    assert set(taken) <= set(urls)
+    assert len(taken) == told

@@ -24,6 +24,33 @@ def test_messages_arrive_in_order_with_all_they_hold() -> None:
     run(test)
 
 
+def test_a_member_may_have_urls_that_nobody_can_use() -> None:
+    """An operator's mistake, which every member hears of: it must end none of them, and cut off nobody."""
+    wrong = ["http://127.0.0.1:", f"http://127.0.0.1:{1 << 40}", "http://a..b:1", "http://a,b:1", "http://\u00fc.x:1"]
+    wrong += [f"http://no-such-host-{number}.invalid:1" for number in range(20)]
+
+    async def test() -> None:
+        place = Place.tcp()
+        urls = [*wrong, place.url]
+        one = TestMember(1, [Place.tcp()])
+        two = TestMember(2, [place], members=[Member(ID=2, peerURLs=urls)])
+        three = TestMember(3, [Place.tcp()])
+        for member in (one, two, three):
+            await member.start()
+        one.transport.set_members({2: wrong, 3: three.urls}, ())
+        three.knows(one)
+        await until(lambda: one.connected(three) and three.connected(one))
+        two.knows(one)
+        await until(lambda: two.connected(one))
+        one.transport.set_members({2: urls, 3: three.urls}, ())
+        await until(lambda: one.connected(two))
+        one.transport.send([heartbeat(1, 2)])
+        await until(lambda: len(two.heard.messages) == 1)
+        await close(one, two, three)
+
+    run(test)
+
+
 def test_three_members_get_what_is_theirs() -> None:
     async def test() -> None:
         members = [TestMember(id_, [Place.tcp()]) for id_ in (1, 2, 3)]
