@@ -85,6 +85,13 @@ def start_gateway(
     return running_gateway(kind, endpoints, flags)
 
 
+@contextlib.contextmanager
+def start_behind(server: Server) -> Iterator[Server]:
+    """A proxy behind a gateway behind which the server is."""
+    with start_gateway([server.address]) as gateway, start_proxy([gateway.address]) as proxy:
+        yield proxy
+
+
 @pytest.fixture(scope="session")
 def kvorum_server() -> Iterator[Server]:
     """One kvorum for all tests of a folder."""

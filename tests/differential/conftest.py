@@ -5,25 +5,42 @@ from collections.abc import Generator, Iterator
 import pytest
 
 from loadtest.launcher import Kind, Server
+from tests.differential import behind_proxy
 from tests.differential.side import Side
-from tests.servers import SUBJECT, attach_logs, kvorum_server, reference_server, start
+from tests.servers import SUBJECT, attach_logs, kvorum_server, reference_server, start, start_behind
 
 __all__ = ["kvorum_server", "reference_server"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A row runs against both servers, unless the reference is known to differ."""
-    if "kind" in metafunc.fixturenames:
-        kinds = [Kind.KVORUM, Kind.REFERENCE]
-        if hasattr(metafunc.function, "differs"):
-            kinds = [Kind.KVORUM] if SUBJECT is Kind.KVORUM else []
-        metafunc.parametrize("kind", kinds, ids=[kind.value for kind in kinds], scope="function")
+    """A row runs against both servers, unless the reference is known to differ, and at kvorum also behind a proxy."""
+    if "kind" not in metafunc.fixturenames:
+        return
+    differs = hasattr(metafunc.function, "differs")
+    routes: list[tuple[Kind, str]] = []
+    if not (differs and SUBJECT is Kind.REFERENCE):
+        routes.append((Kind.KVORUM, "kvorum_server"))
+    if not differs:
+        routes.append((Kind.REFERENCE, "reference_server"))
+    if "route" not in metafunc.fixturenames:
+        metafunc.parametrize("kind", [kind for kind, _ in routes], ids=[kind.value for kind, _ in routes])
+        return
+    if behind_proxy.applies(metafunc) and SUBJECT is Kind.KVORUM:
+        routes.append((Kind.KVORUM, "proxied_server"))
+    metafunc.parametrize(("kind", "route"), routes, ids=[route.removesuffix("_server") for _, route in routes])
+
+
+@pytest.fixture(scope="session")
+def proxied_server(kvorum_server: Server) -> Iterator[Server]:
+    """The shared kvorum, behind a gateway and a proxy."""
+    with start_behind(kvorum_server) as proxy:
+        yield proxy
 
 
 @pytest.fixture
-def server(kind: Kind, request: pytest.FixtureRequest) -> Server:
-    """The shared server of that kind."""
-    server: Server = request.getfixturevalue(f"{kind.value}_server")
+def server(route: str, request: pytest.FixtureRequest) -> Server:
+    """The shared server of that kind, or what stands before it."""
+    server: Server = request.getfixturevalue(route)
     return server
 
 
