@@ -7,7 +7,6 @@ an event was lost or came out of order.
 
 import argparse
 import contextlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,17 +16,12 @@ from pathlib import Path
 
 from loadtest.cluster import running_cluster
 from loadtest.launcher import Kind
-from loadtest.tiers import Tier, running_tier
+from loadtest.proxies import running_gateway, running_proxy
 
 ROOT = Path(__file__).resolve().parent.parent
 SCENARIOS = Path(__file__).with_name("scenarios")
-TARGETS: dict[str, tuple[Tier, ...]] = {
-    "member": (),
-    "proxy": (Tier.PROXY,),
-    "gateway": (Tier.GATEWAY,),
-    "gateway+proxy": (Tier.PROXY, Tier.GATEWAY),
-}
-"""What stands in front of the members; the last one is what clients speak to."""
+TARGETS = ("member", "proxy", "gateway", "gateway+proxy")
+"""What clients speak to; the last one is a gateway in front of a proxy."""
 INTERRUPTED_S = 30.0
 """In which locust must have ended after a Ctrl-C."""
 NOISY_NEIGHBOUR = "noisy_neighbour"
@@ -62,36 +56,43 @@ def namespaces_file(tenants: int, noisy_limit: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def locust_command(scenario: str, host: str, options: argparse.Namespace, stem: Path) -> list[str]:
+def tenants_by_name(options: argparse.Namespace) -> bool:
+    """A proxy of ours tells the tenants apart; without one they have keys that begin differently."""
+    return bool(options.scenario == NOISY_NEIGHBOUR and "proxy" in options.target and options.kind is Kind.KVORUM)
+
+
+def locust_command(host: str, options: argparse.Namespace, stem: Path) -> list[str]:
     """What runs the scenario against these addresses; it writes files whose names begin with `stem`."""
-    command = [sys.executable, "-m", "locust", "-f", str(SCENARIOS / f"{scenario}.py"), "--host", host]
+    command = [sys.executable, "-m", "locust", "-f", str(SCENARIOS / f"{options.scenario}.py"), "--host", host]
     command += ["--users", str(options.users), "--spawn-rate", str(min(options.users, 100))]
     if not options.web:
         command += ["--headless", "--only-summary", "--run-time", options.duration]
         command += ["--html", f"{stem}.html", "--figures", f"{stem}.json"]
-    if scenario == NOISY_NEIGHBOUR:
-        by_name = Tier.PROXY in TARGETS[options.target] and options.kind is Kind.KVORUM
-        command += ["--tenants", str(options.tenants), "--tenancy", "authority" if by_name else "prefix"]
+    if options.scenario == NOISY_NEIGHBOUR:
+        command += ["--tenants", str(options.tenants)]
+        command += ["--tenancy", "authority" if tenants_by_name(options) else "prefix"]
     return command
 
 
 def run(options: argparse.Namespace, others: Sequence[str]) -> int:
     """Starts everything, runs locust with these further options, stops everything; locust's exit status."""
-    stem = options.results / f"{options.scenario}-{options.target}-{datetime.now():%Y%m%d-%H%M%S}"
-    options.results.mkdir(parents=True, exist_ok=True)
+    stem = options.results.resolve() / f"{options.scenario}-{options.target}-{datetime.now():%Y%m%d-%H%M%S}"
+    stem.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(running_cluster(options.kind, options.members))
         addresses = cluster.addresses
-        for tier in TARGETS[options.target]:
+        if "proxy" in options.target:
             flags = {}
-            if tier is Tier.PROXY and options.kind is Kind.KVORUM and options.scenario == NOISY_NEIGHBOUR:
+            if tenants_by_name(options):
                 directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                flags["namespaces-file"] = str(directory / "namespaces.yaml")
-                Path(flags["namespaces-file"]).write_text(namespaces_file(options.tenants, options.noisy_limit))
-            addresses = [stack.enter_context(running_tier(options.kind, tier, addresses, flags)).address]
-        command = locust_command(options.scenario, ",".join(addresses), options, stem)
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        with subprocess.Popen([*command, *others], env=os.environ | {"PYTHONPATH": path}) as locust:
+                path = directory / "namespaces.yaml"
+                path.write_text(namespaces_file(options.tenants, options.noisy_limit))
+                flags["namespaces-file"] = str(path)
+            addresses = [stack.enter_context(running_proxy(options.kind, addresses, flags)).address]
+        if "gateway" in options.target:
+            addresses = [stack.enter_context(running_gateway(options.kind, addresses)).address]
+        command = locust_command(",".join(addresses), options, stem)
+        with subprocess.Popen([*command, *others], cwd=ROOT) as locust:
             try:
                 status = locust.wait()
             except KeyboardInterrupt:  # so was locust

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 import pytest
 
 from loadtest import run_scenario
-from loadtest.launcher import Kind
-from loadtest.tiers import Tier, running_tier
 from tests.servers import start_kvorum
 
 TIMEOUT_S = 120.0
@@ -159,11 +157,3 @@ def test_a_run_as_make_does_it(tmp_path: Path) -> None:
     assert "Range" in report.read_text()
     [figures] = tmp_path.glob("*.json")
     assert {"Put", "Range"} <= {one["name"] for one in json.loads(figures.read_text())["operations"]}
-
-
-def test_a_tier_that_cannot_start_says_why() -> None:
-    with (
-        pytest.raises(RuntimeError, match="not-a-flag"),
-        running_tier(Kind.REFERENCE, Tier.GATEWAY, ["127.0.0.1:1"], {"not-a-flag": "1"}),
-    ):
-        pass
