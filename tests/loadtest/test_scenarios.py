@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from loadtest import run_scenario
+from proxy.tenants.namespaces_file import parse_namespaces_file
 from tests.servers import start_kvorum
 
 TIMEOUT_S = 120.0
@@ -139,12 +140,33 @@ def test_a_cluster_that_does_not_answer_ends_the_run(tmp_path: Path) -> None:
     assert "the scenario cannot be prepared: UNAVAILABLE" in output
 
 
-def test_a_run_as_make_does_it(tmp_path: Path) -> None:
-    """Through a gateway; what it starts is stopped, and locust's report is there."""
-    command = [sys.executable, "-m", "loadtest.run_scenario", "mixed_kv", "--target", "gateway"]
-    options = ["--users", "6", "--duration", "2s", "--results", str(tmp_path)]
+class Made(NamedTuple):
+    """A run as `make loadtest` does it, and the names under which it must report."""
+
+    scenario: str
+    target: str
+    options: tuple[str, ...]
+    names: set[str]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        Made("watch_fan_out", "gateway+proxy", ("--watches", "2"), {"Put", "Watch create", "Watch event"}),
+        Made(
+            "noisy_neighbour",
+            "proxy",
+            ("--tenants", "2", "--noisy-limit", "10"),
+            {"Put (alone)", "Put (beside noise)", "Watch event (beside noise)", "Put (noisy) (refused)"},
+        ),
+    ],
+    ids=lambda made: f"{made.scenario}-{made.target}",
+)
+def test_a_run_as_make_does_it(made: Made, tmp_path: Path) -> None:
+    """It starts its servers and stops them, and locust's report is there."""
+    command = [sys.executable, "-m", "loadtest.run_scenario", made.scenario, "--target", made.target]
     run = subprocess.run(
-        [*command, *options, "--read-ratio", "0.5"],
+        [*command, "--users", "6", "--duration", "3s", "--results", str(tmp_path), *made.options],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
@@ -152,8 +174,18 @@ def test_a_run_as_make_does_it(tmp_path: Path) -> None:
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "passed" in run.stdout
-    [report] = tmp_path.glob("mixed_kv-gateway-*.html")
-    assert "Range" in report.read_text()
-    [figures] = tmp_path.glob("*.json")
-    assert {"Put", "Range"} <= {one["name"] for one in json.loads(figures.read_text())["operations"]}
+    assert f"{made.scenario} through {made.target}: passed" in run.stdout
+    [path] = tmp_path.glob(f"{made.scenario}-{made.target}-*.json")
+    figures = json.loads(path.read_text())
+    assert figures["errors"] == []
+    assert made.names <= {one["name"] for one in figures["operations"]}, run.stdout
+    assert "Put" in path.with_suffix(".html").read_text()
+
+
+def test_the_tenants_of_a_run_are_as_the_proxy_reads_them() -> None:
+    tenants = parse_namespaces_file(run_scenario.namespaces_file(2, 50.0), "file").tenants
+    assert [(one.name, one.authorities, one.limits.requests_per_second) for one in tenants] == [
+        ("tenant-0", ("tenant-0.loadtest",), None),
+        ("tenant-1", ("tenant-1.loadtest",), None),
+        ("noisy", ("noisy.loadtest",), 50.0),
+    ]
