@@ -1,0 +1,320 @@
+"""The range cache: replies to reads, kept for serializable reads of the same.
+
+A serializable read may see an old state, but never, from here, one in which a key is older than this proxy has already
+shown it, or knows it to be: whatever it learns of later revisions drops what it holds of earlier ones.
+
+- What is learnt of one key (a write, a read, an event) is looked up, and drops what holds the key at once.
+- What is learnt of a range is noted; an entry is compared with the notes of its time when it is next asked for. So
+  nothing here takes longer with more entries.
+- A reply is kept only if its revision is at least the greatest that this proxy has seen. Replies of a member that lags
+  behind, or that were under way while a write was answered, are not.
+- An entry is used for `MAX_AGE_S`: nobody tells the proxy of writes elsewhere.
+
+Reads at a revision of their own cannot grow old; a compaction ends them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Final
+
+CACHE_BYTES: Final = 64 << 20
+"""Bound of the cache: requests, replies, and `ENTRY_BYTES` each."""
+
+ENTRY_BYTES: Final = 900
+"""What an entry takes beside its request and its reply; measured with entries of one short key each."""
+
+MAX_SHARE: Final = 8
+"""A reply larger than this part of the bound is not kept."""
+
+MAX_AGE_S: Final = 5.0
+"""How long an entry is used."""
+
+MAX_NOTES: Final = 128
+"""Ranges that notes are kept of. Entries not asked for since a note that is gone are dropped."""
+
+MAX_ODD_RANGES: Final = 64
+"""Kept entries whose range is neither one key nor a prefix: each costs a comparison with every key that is learnt."""
+
+FROM_KEY: Final = b"\0"
+"""The range end that means all keys from the first one on."""
+
+EntryKey = tuple[str, bytes, bytes]
+"""(token, namespace, request as it came): who may see the reply, and to what."""
+
+
+class Entry:
+    """A kept reply."""
+
+    __slots__ = (
+        "at_revision",
+        "end",
+        "fresh_until",
+        "key",
+        "leased",
+        "looked_at",
+        "reply",
+        "revision",
+        "size",
+        "start",
+    )
+
+    def __init__(
+        self,
+        key: EntryKey,
+        start: bytes,
+        end: bytes,
+        revision: int,
+        reply: bytes,
+        at_revision: int,
+        leased: bool,
+        fresh_until: float,
+        looked_at: int,
+    ) -> None:
+        self.key = key
+        self.start = start
+        self.end = end
+        self.revision = revision
+        """The header's: the state that the reply shows, unless the request named another."""
+        self.reply = reply
+        self.at_revision = at_revision
+        """The revision that the request asked for; 0: the latest."""
+        self.leased = leased
+        """Whether it may hold keys with leases."""
+        self.fresh_until = fresh_until
+        self.looked_at = looked_at
+        """The number of the last note that it was compared with."""
+        self.size = len(key[1]) + len(key[2]) + len(reply) + ENTRY_BYTES
+
+
+class RangeCache:
+    """The entries of one worker. Ranges are as requests give them: an empty end is one key, a zero byte no end."""
+
+    def __init__(self, size_bytes: int = CACHE_BYTES) -> None:
+        self._bound_bytes = size_bytes
+        self._entries: OrderedDict[EntryKey, Entry] = OrderedDict()
+        # Entries of the latest state, by what they cover.
+        self._keys: dict[bytes, list[Entry]] = {}
+        self._prefixes: dict[bytes, list[Entry]] = {}
+        self._prefix_lengths: dict[int, int] = {}
+        self._odd: dict[EntryKey, Entry] = {}
+        # (start, end) -> (revision, number), the oldest note first.
+        self._notes: OrderedDict[tuple[bytes, bytes], tuple[int, int]] = OrderedDict()
+        self._noted = 0
+        self._forgotten = 0
+        """The number of the latest note that is gone."""
+        self._compacted = 0
+        self._revoked_at = 0
+        self.newest = 0
+        """The greatest revision that any reply has shown."""
+        self.size_bytes = 0
+        self.hits = 0
+        self.misses = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, token: str, prefix: bytes, request: bytes, now: float) -> bytes | None:
+        """The kept reply to these bytes of a serializable read."""
+        key = (token, prefix, request)
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        if now >= entry.fresh_until or (entry.looked_at != self._noted and not self._holds(entry)):
+            self._drop(entry)
+            return None
+        self._entries.move_to_end(key)
+        self.hits += 1
+        return entry.reply
+
+    def put(
+        self,
+        key: EntryKey,
+        start: bytes,
+        end: bytes,
+        revision: int,
+        reply: bytes,
+        now: float,
+        *,
+        at_revision: int = 0,
+        leased: bool = True,
+    ) -> bool:
+        """Keeps a reply as the answer to `key`; whether it may be kept.
+
+        `revision` is the reply's; `at_revision` the one that was asked for, 0 for the latest; `leased` says whether
+        keys in it may have leases. What the reply shows is to be told before, with `saw_key` or `saw_range`.
+        """
+        # The request alone is bounded by the wire, so an entry is at most one message of it larger than the share.
+        if len(reply) > self._bound_bytes // MAX_SHARE or len(key[2]) > self._bound_bytes // MAX_SHARE:
+            return False
+        if at_revision < self._compacted if at_revision else revision < self.newest:
+            return False
+        entries = self._entries
+        old = entries.get(key)
+        if old is not None:
+            self._drop(old)
+        fresh_until = float("inf") if at_revision else now + MAX_AGE_S
+        entry = Entry(key, start, end, revision, reply, at_revision, leased, fresh_until, self._noted)
+        entries[key] = entry
+        self.size_bytes += entry.size
+        if not at_revision:
+            self._index(entry)
+        while self.size_bytes > self._bound_bytes:
+            self._drop(next(iter(entries.values())))
+        return True
+
+    # What the proxy learns.
+
+    def saw(self, revision: int) -> None:
+        """A reply had this revision in its header. Every reply does, whatever else is learnt from it."""
+        if revision > self.newest:
+            self.newest = revision
+
+    def saw_key(self, key: bytes, since: int) -> None:
+        """The key's value has changed at revision `since`, or is known not to be older."""
+        if not self._entries:
+            return
+        held = self._keys.get(key)
+        if held is not None:
+            self._drop_older(held, since)
+        if self._prefixes:
+            # Kept prefixes have few lengths: one lookup each, however many there are.
+            for length in list(self._prefix_lengths):
+                held = self._prefixes.get(key[:length]) if length <= len(key) else None
+                if held is not None:
+                    self._drop_older(held, since)
+        if self._odd:
+            self._drop_older([entry for entry in self._odd.values() if covers(entry.start, entry.end, key)], since)
+
+    def saw_range(self, start: bytes, end: bytes, revision: int) -> None:
+        """All keys of the range are known as of `revision`."""
+        if not end:
+            self.saw_key(start, revision)
+            return
+        if not self._entries:
+            return
+        known = self._notes.get((start, end))
+        # What has been kept since that note has at least its revision.
+        if known is None or known[0] < revision:
+            self._note(start, end, revision)
+
+    def lost_sight(self, start: bytes, end: bytes) -> None:
+        """The range may have changed: a write ended in an error that does not say."""
+        if not end:
+            self.saw_key(start, self.newest + 1)
+        elif self._entries:
+            self._note(start, end, self.newest + 1)
+
+    def saw_revoke(self, revision: int) -> None:
+        """A lease has been revoked at this revision: keys that had it are gone."""
+        if self._entries:
+            self._revoked_at = max(self._revoked_at, revision)
+            self._noted += 1
+
+    def saw_compaction(self, revision: int) -> None:
+        """What was before this revision is compacted."""
+        if revision > self._compacted:
+            self._compacted = revision
+            self._noted += 1
+
+    def clear(self) -> None:
+        """Forgets all entries: who may read what has changed."""
+        self._entries.clear()
+        self._keys.clear()
+        self._prefixes.clear()
+        self._prefix_lengths.clear()
+        self._odd.clear()
+        self._notes.clear()
+        self._forgotten = self._noted
+        self.size_bytes = 0
+
+    # Within.
+
+    def _note(self, start: bytes, end: bytes, revision: int) -> None:
+        notes = self._notes
+        place = (start, end)
+        if place in notes:
+            del notes[place]
+        elif len(notes) >= MAX_NOTES:
+            self._forgotten = notes.popitem(last=False)[1][1]
+        self._noted += 1
+        notes[place] = (revision, self._noted)
+
+    def _holds(self, entry: Entry) -> bool:
+        """Whether an entry still holds, in view of the notes since it was last looked at."""
+        if entry.at_revision:
+            if entry.at_revision < self._compacted:
+                return False
+        else:
+            if entry.looked_at < self._forgotten or (entry.leased and entry.revision < self._revoked_at):
+                return False
+            for (start, end), (revision, number) in reversed(self._notes.items()):
+                if number <= entry.looked_at:
+                    break
+                if entry.revision < revision and overlap(entry.start, entry.end, start, end):
+                    return False
+        entry.looked_at = self._noted
+        return True
+
+    def _drop_older(self, entries: Iterable[Entry], since: int) -> None:
+        for entry in [entry for entry in entries if entry.revision < since]:
+            self._drop(entry)
+
+    def _index(self, entry: Entry) -> None:
+        if not entry.end:
+            self._keys.setdefault(entry.start, []).append(entry)
+        elif is_prefix(entry.start, entry.end):
+            held = self._prefixes.get(entry.start)
+            if held is None:
+                held = self._prefixes[entry.start] = []
+                length = len(entry.start)
+                self._prefix_lengths[length] = self._prefix_lengths.get(length, 0) + 1
+            held.append(entry)
+        else:
+            if len(self._odd) >= MAX_ODD_RANGES:
+                self._drop(next(iter(self._odd.values())))
+            self._odd[entry.key] = entry
+
+    def _drop(self, entry: Entry) -> None:
+        del self._entries[entry.key]
+        self.size_bytes -= entry.size
+        if entry.at_revision:
+            return
+        if not entry.end:
+            held = self._keys[entry.start]
+            held.remove(entry)
+            if not held:
+                del self._keys[entry.start]
+        elif is_prefix(entry.start, entry.end):
+            held = self._prefixes[entry.start]
+            held.remove(entry)
+            if not held:
+                del self._prefixes[entry.start]
+                length = len(entry.start)
+                self._prefix_lengths[length] -= 1
+                if not self._prefix_lengths[length]:
+                    del self._prefix_lengths[length]
+        else:
+            del self._odd[entry.key]
+
+
+def covers(start: bytes, end: bytes, key: bytes) -> bool:
+    """Whether the range holds the key."""
+    if not end:
+        return key == start
+    return start <= key and (end == FROM_KEY or key < end)
+
+
+def overlap(start: bytes, end: bytes, other_start: bytes, other_end: bytes) -> bool:
+    """Whether two ranges have a key in common, or could."""
+    if not end:
+        return covers(other_start, other_end, start)
+    if not other_end:
+        return covers(start, end, other_start)
+    return (end == FROM_KEY or other_start < end) and (other_end == FROM_KEY or start < other_end)
+
+
+def is_prefix(start: bytes, end: bytes) -> bool:
+    """Whether the range is all keys that begin with `start`."""
+    return bool(start) and start[-1] < 0xFF and end[:-1] == start[:-1] and end[-1] == start[-1] + 1
