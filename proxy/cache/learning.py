@@ -108,8 +108,8 @@ class Learner:
         if not asked.serializable:
             kept_for = serializable(message)
         found = RangeResponse.FromString(reply) if len(reply) <= LOOK_BYTES else None
-        leased = found is None or asked.keys_only or asked.count_only or any([kv.lease for kv in found.kvs])
-        if not asked.revision:
+        leased = found is None or asked.keys_only or asked.count_only or any(kv.lease for kv in found.kvs)
+        if asked.revision <= 0:
             self._saw_range(asked, found, revision)
         cache.put(
             (token, prefix, kept_for),
@@ -123,13 +123,14 @@ class Learner:
         )
         cache.saw(revision)
 
-    def on_part(self, request: bytes, part: bytes) -> None:
-        """The first part of the answer to a RangeStream."""
-        asked = RangeRequest.FromString(request)
-        revision = RangeStreamResponse.FromString(part).range_response.header.revision
-        if asked.revision <= 0:
-            self._saw_range(asked, None, revision)
-        self.cache.saw(revision)
+    def on_first_part(self, path: str, message: bytes) -> None:
+        """The first reply on the stream of a call that has such."""
+        if path == RANGE_STREAM:
+            revision = RangeStreamResponse.FromString(message).range_response.header.revision
+            self.cache.saw_range(b"\0", b"\0", revision)  # whatever was asked for
+            self.cache.saw(revision)
+        else:
+            self.on_reply(path, b"", message)
 
     def on_events(self, message: bytes) -> None:
         """A WatchResponse, with keys as at the member, is about to be delivered."""
@@ -160,8 +161,11 @@ class Learner:
             loss = LOSSES.get(path)
             if loss is None:
                 self.cache.clear()
-            else:
+                return
+            try:
                 loss(self, request)
+            except DecodeError:
+                return  # nor could the member read it
 
     def _saw_range(self, asked: RangeRequest, found: RangeResponse | None, revision: int) -> None:
         """`found` is None where it was not looked at."""
