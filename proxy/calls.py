@@ -16,7 +16,8 @@ from kvorum.wire.server_calls import ServerStream
 from kvorum.wire.server_connection import ServerConnection
 from proxy.callers import Caller, Callers
 from proxy.namespaces.passage import Later, Passage, Retry
-from proxy.upstream.upstream import PATIENCE_S, Upstream
+from proxy.upstream.upstream import PATIENCE_S
+from proxy.upstream.way import Way
 
 RANGE_STREAM: Final = "/etcdserverpb.KV/RangeStream"
 
@@ -70,12 +71,12 @@ def answer_through(
     answer(connection, stream_id, *passage.settle(code, text, message))
 
 
-def pass_through(upstream: Upstream, callers: Callers, paths: Iterable[str]) -> dict[str, UnaryHandler]:
+def pass_through(upstream: Way, callers: Callers, paths: Iterable[str]) -> dict[str, UnaryHandler]:
     """Handlers of unary calls in which nothing is looked at but what the caller's namespace asks for."""
     return {path: _passing(upstream, callers, path) for path in paths}
 
 
-def _passing(upstream: Upstream, callers: Callers, path: str) -> UnaryHandler:
+def _passing(upstream: Way, callers: Callers, path: str) -> UnaryHandler:
     resolve = callers.resolve_or_wait
     call = upstream.call
 
@@ -115,7 +116,7 @@ class Relays:
     place in the queue is given up.
     """
 
-    def __init__(self, upstream: Upstream, callers: Callers) -> None:
+    def __init__(self, upstream: Way, callers: Callers) -> None:
         self.upstream = upstream
         self.callers = callers
         self.open: set[Relay] = set()

@@ -19,6 +19,9 @@ from kvorum.wire.limits import ClientLimits, ServerLimits
 from kvorum.wire.routes import StreamOpen, UnaryHandler
 from kvorum.wire.server import Server
 from proxy import calls, metrics
+from proxy.cache.learning import Learner
+from proxy.cache.range_cache import RangeCache
+from proxy.cache.reads import CachedReads, LearningUpstream
 from proxy.callers import Callers
 from proxy.calls import Relays
 from proxy.config import Config, StartFailed
@@ -39,6 +42,7 @@ from proxy.upstream.endpoints import Endpoint, Endpoints
 from proxy.upstream.probes import Probes
 from proxy.upstream.sync import Sync
 from proxy.upstream.upstream import Dialing, Upstream
+from proxy.upstream.way import Way
 from proxy.watch.service import WatchService
 
 GRPC_OVERHEAD_BYTES: Final = 512 * 1024
@@ -65,7 +69,7 @@ class Service(Protocol):
 class PassThrough:
     """What is passed on as it is."""
 
-    def __init__(self, upstream: Upstream, callers: Callers, relays: Relays) -> None:
+    def __init__(self, upstream: Way, callers: Callers, relays: Relays) -> None:
         self._upstream = upstream
         self._callers = callers
         self._relays = relays
@@ -123,16 +127,20 @@ class Proxy:
         if config.namespaces_file:
             tenants, tokens = Tenants(loop.time), Tokens(self.upstream)
         self.callers = Callers(config.namespace.encode(), tenants, tokens)
-        self.relays = Relays(self.upstream, self.callers)
+        self.cache = RangeCache()
+        learner = Learner(self.cache)
+        way = LearningUpstream(self.upstream, learner)
+        self.relays = Relays(way, self.callers)
+        reads = CachedReads(way, self.callers, learner, ordered=config.serializable_ordering)
         self.keep_alives = KeepAliveService(
-            self.upstream, self.callers, now=loop.time, call_soon=loop.call_soon, call_later=loop.call_later
+            way, self.callers, now=loop.time, call_soon=loop.call_soon, call_later=loop.call_later
         )
         self.watches = WatchService(
             self.upstream, self.callers.resolve, now=loop.time, call_soon=loop.call_soon, call_later=loop.call_later
         )
         services: list[Service] = [
-            PassThrough(self.upstream, self.callers, self.relays),
-            KvService(self.upstream, self.callers, self.relays),
+            PassThrough(way, self.callers, self.relays),
+            KvService(way, self.callers, self.relays, reads),
             self.keep_alives,
             self.watches,
         ]
@@ -144,7 +152,7 @@ class Proxy:
         """Streams have no end of their own: told at a stop, their clients begin again elsewhere."""
         self._at_reload: list[Callable[[], None]] = []
         """Told of SIGHUP."""
-        self._measures: list[Measure] = [self._own_figures, self.watches.figures]
+        self._measures: list[Measure] = [self._own_figures, self.cache.figures, self.watches.figures]
         """What is published beside the wire's figures; every name must be in `metrics.SERIES`."""
 
         tenancy: TenantService | None = None

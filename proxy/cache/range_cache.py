@@ -229,6 +229,15 @@ class RangeCache:
         self._forgotten = self._noted
         self.size_bytes = 0
 
+    def figures(self) -> dict[str, int]:
+        """The cache's part of the metrics."""
+        return {
+            "etcd_grpc_proxy_cache_hits_total": self.hits,
+            "etcd_grpc_proxy_cache_misses_total": self.misses,
+            "etcd_grpc_proxy_cache_keys_total": len(self._entries),
+            "kvorum_grpc_proxy_cache_bytes": self.size_bytes,
+        }
+
     # Within.
 
     def _note(self, start: bytes, end: bytes, revision: int) -> None:

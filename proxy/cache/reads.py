@@ -17,7 +17,8 @@ from proxy import calls
 from proxy.cache.learning import LESSONS, RANGE, RANGE_STREAM, Learner, header_revision, linearizable
 from proxy.callers import Caller, Callers
 from proxy.namespaces.passage import Later, Passage
-from proxy.upstream.upstream import Ticket, Upstream
+from proxy.upstream.upstream import Ticket
+from proxy.upstream.way import Way
 
 _LEARNT_STREAMS: Final = frozenset({RANGE_STREAM, calls.LOCK, calls.CAMPAIGN})
 
@@ -25,12 +26,21 @@ _LEARNT_STREAMS: Final = frozenset({RANGE_STREAM, calls.LOCK, calls.CAMPAIGN})
 class LearningUpstream:
     """An upstream whose answers the cache is told of. Ranges are not: they are told of where they are kept."""
 
-    def __init__(self, upstream: Upstream, learner: Learner) -> None:
+    def __init__(self, upstream: Way, learner: Learner) -> None:
         self._upstream = upstream
         self._learner = learner
-        self.cancel = upstream.cancel
-        self.flush = upstream.flush
-        self.on_change = upstream.on_change
+
+    def cancel(self, ticket: Ticket) -> None:
+        """See Upstream."""
+        self._upstream.cancel(ticket)
+
+    def flush(self) -> None:
+        """See Upstream."""
+        self._upstream.flush()
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """See Upstream."""
+        self._upstream.on_change(listener)
 
     def call(
         self,
@@ -92,9 +102,9 @@ class CachedReads:
     believed: the read is repeated as a linearizable one, which sees whatever was shown before it began.
     """
 
-    def __init__(self, upstream: Upstream, callers: Callers, learner: Learner, *, ordered: bool) -> None:
+    def __init__(self, upstream: Way, callers: Callers, learner: Learner, *, ordered: bool) -> None:
         self._call = upstream.call
-        self._resolve = callers.resolve
+        self._resolve = callers.resolve_or_wait
         self._learner = learner
         self._ordered = ordered
 
@@ -118,6 +128,8 @@ class CachedReads:
         if not caller.hasleader:
             kept, serializable = learner.ask(caller.token, caller.prefix, message, connection.now)
             if kept is not None:
+                if passage is not None:
+                    passage.end(0)
                 connection.reply(stream_id, kept)
                 return
         seen = learner.cache.newest if serializable and self._ordered else 0

@@ -26,7 +26,7 @@ from kvorum.wire.server_connection import ServerConnection
 from proxy import calls
 from proxy.callers import Caller, Callers
 from proxy.lease.renewals import Renewals
-from proxy.upstream.upstream import Upstream
+from proxy.upstream.way import Way
 
 PATH: Final = "/etcdserverpb.Lease/LeaseKeepAlive"
 REVOKE: Final = "/etcdserverpb.Lease/LeaseRevoke"
@@ -316,7 +316,7 @@ class KeepAliveService:
 
     def __init__(
         self,
-        upstream: Upstream,
+        upstream: Way,
         callers: Callers,
         *,
         now: Callable[[], float],

@@ -1,0 +1,126 @@
+"""Serializable reads through a proxy's cache, with a member behind it."""
+
+from collections.abc import Iterator
+from urllib.request import urlopen
+
+import pytest
+
+from kvorum import errors
+from kvorum.pb.rpc_pb2 import (
+    CompactionRequest,
+    Compare,
+    DeleteRangeRequest,
+    LeaseGrantRequest,
+    LeaseRevokeRequest,
+    PutRequest,
+    RangeRequest,
+    RequestOp,
+    TxnRequest,
+)
+from loadtest.launcher import Server, wait_until
+from tests.calls import Api
+from tests.servers import start_kvorum_cluster, start_proxy
+
+
+@pytest.fixture
+def figures(proxy: Server) -> "Figures":
+    return Figures(proxy)
+
+
+class Figures:
+    """Hits and misses since the last look."""
+
+    def __init__(self, proxy: Server) -> None:
+        self._proxy = proxy
+        self._seen = self._read()
+
+    def _read(self) -> tuple[int, int]:
+        with urlopen(f"http://{self._proxy.address}/proxy/metrics", timeout=30) as page:
+            lines = [line.split() for line in page.read().decode().splitlines() if not line.startswith("#")]
+        found = {line[0]: float(line[1]) for line in lines if len(line) == 2}
+        assert found["kvorum_grpc_proxy_cache_bytes"] >= found["etcd_grpc_proxy_cache_keys_total"]
+        return int(found["etcd_grpc_proxy_cache_hits_total"]), int(found["etcd_grpc_proxy_cache_misses_total"])
+
+    def take(self) -> tuple[int, int]:
+        seen, self._seen = self._seen, self._read()
+        return self._seen[0] - seen[0], self._seen[1] - seen[1]
+
+
+@pytest.fixture
+def elsewhere(direct: Api) -> Iterator[Api]:
+    yield direct
+    direct(DeleteRangeRequest(key=b"cache/", range_end=b"cache0"))
+
+
+def read(api: Api, key: bytes, *, serializable: bool = True, range_end: bytes = b"") -> list[bytes]:
+    return [kv.value for kv in api(RangeRequest(key=key, range_end=range_end, serializable=serializable)).kvs]
+
+
+def test_hits_refreshes_and_own_writes(api: Api, elsewhere: Api, figures: Figures) -> None:
+    key, prefix, end = b"cache/a", b"cache/", b"cache0"
+    api(PutRequest(key=key, value=b"1"))
+    assert read(api, key) == read(api, key) == read(api, key) == [b"1"]
+    assert read(api, prefix, range_end=end) == read(api, prefix, range_end=end) == [b"1"]
+    assert figures.take() == (3, 2)
+    elsewhere(PutRequest(key=key, value=b"2"))
+    assert read(api, key, serializable=False) == [b"2"]
+    assert read(api, key) == [b"2"]
+    assert read(api, prefix, range_end=end) == [b"2"]
+    assert figures.take() == (1, 1)
+    api(PutRequest(key=key, value=b"3"))
+    assert read(api, key) == read(api, prefix, range_end=end) == [b"3"]
+    guard = Compare(key=key, target=Compare.VALUE, result=Compare.EQUAL, value=b"3")
+    put = RequestOp(request_put=PutRequest(key=key, value=b"4"))
+    api(TxnRequest(compare=[guard], success=[RequestOp(request_txn=TxnRequest(success=[put]))]))
+    assert read(api, key) == read(api, prefix, range_end=end) == [b"4"]
+    api(DeleteRangeRequest(key=prefix, range_end=end))
+    assert read(api, key) == read(api, prefix, range_end=end) == []
+    assert figures.take() == (0, 6)
+
+
+def test_keys_of_a_revoked_lease_are_gone(api: Api, elsewhere: Api) -> None:
+    lease = api(LeaseGrantRequest(TTL=600)).ID
+    api(PutRequest(key=b"cache/leased", lease=lease))
+    assert len(read(api, b"cache/leased")) == 1
+    api(LeaseRevokeRequest(ID=lease))
+    assert read(api, b"cache/leased") == []
+
+
+@pytest.mark.parametrize("through_the_proxy", [True, False])
+def test_PX5_compacted_revisions_are_refused(api: Api, elsewhere: Api, through_the_proxy: bool) -> None:
+    old = api(PutRequest(key=b"cache/a", value=b"1")).header.revision
+    now = api(PutRequest(key=b"cache/a", value=b"2")).header.revision
+    asked = RangeRequest(key=b"cache/a", revision=old, serializable=True)
+    assert api(asked) == api(asked)
+    if through_the_proxy:
+        api(CompactionRequest(revision=now))
+    else:
+        elsewhere(CompactionRequest(revision=now))
+        assert api.status(RangeRequest(key=b"cache/b", revision=old)) == errors.COMPACTED
+    assert api.status(asked) == errors.COMPACTED
+    current = RangeRequest(key=b"cache/a", revision=now, serializable=True)
+    assert api(current).kvs[0].value == api(current).kvs[0].value == b"2"
+
+
+def test_a_write_elsewhere_is_seen_in_time(api: Api, elsewhere: Api) -> None:
+    elsewhere(PutRequest(key=b"cache/a", value=b"1"))
+    assert read(api, b"cache/a") == [b"1"]
+    elsewhere(PutRequest(key=b"cache/a", value=b"2"))
+    wait_until(lambda: read(api, b"cache/a") == [b"2"], "the reply to grow old")
+
+
+def test_ordered_reads_never_go_back_when_a_member_lags() -> None:
+    with start_kvorum_cluster() as cluster:
+        first, second = cluster.members[:2]
+        flags = {"experimental-serializable-ordering": "true"}
+        with start_proxy([first.address], flags) as proxy, Api(proxy.address) as api, Api(second.address) as other:
+            # Both members answer after each other; whichever lags, the proxy's reads have a revision of at least
+            # the latest it has shown.
+            newest = 0
+            for number in range(50):
+                other(PutRequest(key=b"k", value=b"%d" % number))
+                newest = max(newest, api(RangeRequest(key=b"k")).header.revision)
+                asked = RangeRequest(key=b"m%d" % number, serializable=True)
+                revision = api(asked).header.revision
+                assert revision >= newest
+                newest = revision
