@@ -136,7 +136,7 @@ class Proxy:
             way, self.callers, now=loop.time, call_soon=loop.call_soon, call_later=loop.call_later
         )
         self.watches = WatchService(
-            self.upstream, self.callers.resolve, now=loop.time, call_soon=loop.call_soon, call_later=loop.call_later
+            way, self.callers.resolve, now=loop.time, call_soon=loop.call_soon, call_later=loop.call_later
         )
         services: list[Service] = [
             PassThrough(way, self.callers, self.relays),

@@ -20,6 +20,8 @@ from proxy.namespaces.passage import Later, Passage
 from proxy.upstream.upstream import Ticket
 from proxy.upstream.way import Way
 
+WATCH: Final = "/etcdserverpb.Watch/Watch"
+
 _LEARNT_STREAMS: Final = frozenset({RANGE_STREAM, calls.LOCK, calls.CAMPAIGN})
 
 
@@ -63,7 +65,9 @@ class LearningUpstream:
         timeout_s: float | None = None,
     ) -> ClientStream:
         """See Upstream."""
-        if path in _LEARNT_STREAMS:
+        if path == WATCH:
+            handler = _Watching(self._learner, handler)
+        elif path in _LEARNT_STREAMS:
             handler = _Learning(self._learner, path, handler)
         return self._upstream.open(path, handler, metadata, timeout_s)
 
@@ -89,6 +93,22 @@ class _Learning:
         if self._first:
             self._first = False
             self._learner.on_first_part(self._path, message)
+        self._handler.on_message(message)
+
+    def on_end(self, code: int, text: str, trailers: grpc.Metadata) -> None:
+        self._handler.on_end(code, text, trailers)
+
+
+class _Watching:
+    """The handler of a watch stream."""
+
+    def __init__(self, learner: Learner, handler: CallHandler) -> None:
+        self._learner = learner
+        self._handler = handler
+        self.on_writable = handler.on_writable
+
+    def on_message(self, message: bytes) -> None:
+        self._learner.on_events(message)
         self._handler.on_message(message)
 
     def on_end(self, code: int, text: str, trailers: grpc.Metadata) -> None:

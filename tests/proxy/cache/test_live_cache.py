@@ -16,10 +16,11 @@ from kvorum.pb.rpc_pb2 import (
     RangeRequest,
     RequestOp,
     TxnRequest,
+    WatchCreateRequest,
+    WatchRequest,
 )
 from loadtest.launcher import Server, wait_until
 from tests.calls import Api
-from tests.servers import start_kvorum_cluster, start_proxy
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def read(api: Api, key: bytes, *, serializable: bool = True, range_end: bytes = 
 
 
 def test_hits_refreshes_and_own_writes(api: Api, elsewhere: Api, figures: Figures) -> None:
-    key, prefix, end = b"cache/a", b"cache/", b"cache0"
+    key, prefix, end = b"cache/hits/a", b"cache/hits/", b"cache/hits0"
     api(PutRequest(key=key, value=b"1"))
     assert read(api, key) == read(api, key) == read(api, key) == [b"1"]
     assert read(api, prefix, range_end=end) == read(api, prefix, range_end=end) == [b"1"]
@@ -88,9 +89,9 @@ def test_keys_of_a_revoked_lease_are_gone(api: Api, elsewhere: Api) -> None:
 
 @pytest.mark.parametrize("through_the_proxy", [True, False])
 def test_PX5_compacted_revisions_are_refused(api: Api, elsewhere: Api, through_the_proxy: bool) -> None:
-    old = api(PutRequest(key=b"cache/a", value=b"1")).header.revision
-    now = api(PutRequest(key=b"cache/a", value=b"2")).header.revision
-    asked = RangeRequest(key=b"cache/a", revision=old, serializable=True)
+    old = api(PutRequest(key=b"cache/compacted", value=b"1")).header.revision
+    now = api(PutRequest(key=b"cache/compacted", value=b"2")).header.revision
+    asked = RangeRequest(key=b"cache/compacted", revision=old, serializable=True)
     assert api(asked) == api(asked)
     if through_the_proxy:
         api(CompactionRequest(revision=now))
@@ -98,29 +99,23 @@ def test_PX5_compacted_revisions_are_refused(api: Api, elsewhere: Api, through_t
         elsewhere(CompactionRequest(revision=now))
         assert api.status(RangeRequest(key=b"cache/b", revision=old)) == errors.COMPACTED
     assert api.status(asked) == errors.COMPACTED
-    current = RangeRequest(key=b"cache/a", revision=now, serializable=True)
+    current = RangeRequest(key=b"cache/compacted", revision=now, serializable=True)
     assert api(current).kvs[0].value == api(current).kvs[0].value == b"2"
 
 
+def test_what_a_watcher_was_told_is_not_unknown_to_reads(api: Api, elsewhere: Api) -> None:
+    elsewhere(PutRequest(key=b"cache/watched/a", value=b"1"))
+    with api.watch() as stream:
+        stream.send(WatchRequest(create_request=WatchCreateRequest(key=b"cache/watched/", range_end=b"cache/watched0")))
+        stream.wait(lambda replies: replies)
+        assert read(api, b"cache/watched/a") == read(api, b"cache/watched/", range_end=b"cache/watched0") == [b"1"]
+        elsewhere(PutRequest(key=b"cache/watched/a", value=b"2"))
+        stream.wait(lambda replies: [event for reply in replies for event in reply.events])
+        assert read(api, b"cache/watched/a") == read(api, b"cache/watched/", range_end=b"cache/watched0") == [b"2"]
+
+
 def test_a_write_elsewhere_is_seen_in_time(api: Api, elsewhere: Api) -> None:
-    elsewhere(PutRequest(key=b"cache/a", value=b"1"))
-    assert read(api, b"cache/a") == [b"1"]
-    elsewhere(PutRequest(key=b"cache/a", value=b"2"))
-    wait_until(lambda: read(api, b"cache/a") == [b"2"], "the reply to grow old")
-
-
-def test_ordered_reads_never_go_back_when_a_member_lags() -> None:
-    with start_kvorum_cluster() as cluster:
-        first, second = cluster.members[:2]
-        flags = {"experimental-serializable-ordering": "true"}
-        with start_proxy([first.address], flags) as proxy, Api(proxy.address) as api, Api(second.address) as other:
-            # Both members answer after each other; whichever lags, the proxy's reads have a revision of at least
-            # the latest it has shown.
-            newest = 0
-            for number in range(50):
-                other(PutRequest(key=b"k", value=b"%d" % number))
-                newest = max(newest, api(RangeRequest(key=b"k")).header.revision)
-                asked = RangeRequest(key=b"m%d" % number, serializable=True)
-                revision = api(asked).header.revision
-                assert revision >= newest
-                newest = revision
+    elsewhere(PutRequest(key=b"cache/aged", value=b"1"))
+    assert read(api, b"cache/aged") == [b"1"]
+    elsewhere(PutRequest(key=b"cache/aged", value=b"2"))
+    wait_until(lambda: read(api, b"cache/aged") == [b"2"], "the reply to grow old")
