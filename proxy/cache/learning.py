@@ -99,14 +99,14 @@ class Learner:
         """A read was answered. `message` and `shown` are what the client sent and gets; `request` and `reply` the same
         at the member, where the namespace is part of the keys."""
         cache = self.cache
-        revision = header_revision(reply)
         if not self._wanted:
-            cache.saw(revision)
+            cache.saw(header_revision(reply))
             return
+        kept_for = message if is_serializable(message) else serializable(message)
+        if cache.confirm((token, prefix, kept_for), shown, now):
+            return
+        revision = header_revision(reply)
         asked = RangeRequest.FromString(request)
-        kept_for = message
-        if not asked.serializable:
-            kept_for = serializable(message)
         found = RangeResponse.FromString(reply) if len(reply) <= LOOK_BYTES else None
         leased = found is None or asked.keys_only or asked.count_only or any(kv.lease for kv in found.kvs)
         if asked.revision <= 0:

@@ -128,6 +128,17 @@ class RangeCache:
         self.hits += 1
         return entry.reply
 
+    def confirm(self, key: EntryKey, reply: bytes, now: float) -> bool:
+        """Whether just this reply is kept already, of the latest revision that is known: then it is as fresh as new.
+
+        For reads of what does not change it takes the place of `put`, at a tenth of its cost.
+        """
+        entry = self._entries.get(key)
+        if entry is None or entry.reply != reply or entry.revision < self.newest:
+            return False
+        entry.fresh_until = max(entry.fresh_until, now + MAX_AGE_S)
+        return True
+
     def put(
         self,
         key: EntryKey,

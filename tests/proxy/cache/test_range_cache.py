@@ -176,6 +176,20 @@ def test_a_reply_kept_again_replaces_the_first(kept: Kept) -> None:
     assert len(kept.cache) == 0 and kept.cache.size_bytes == 0
 
 
+def test_the_same_reply_again_is_kept_for_longer(kept: Kept) -> None:
+    kept.put("a", b"a", reply=b"1")
+    assert not kept.cache.confirm(("", b"", b"b"), b"1", 4.0)
+    assert not kept.cache.confirm(("", b"", b"a"), b"2", 4.0)
+    assert kept.cache.confirm(("", b"", b"a"), b"1", 4.0)
+    assert kept.has("a", now=4.0 + MAX_AGE_S - 0.01) == [True]
+
+
+def test_a_reply_of_a_member_that_lags_confirms_nothing(kept: Kept) -> None:
+    kept.put("a", b"a", reply=b"1")
+    kept.cache.saw(6)
+    assert not kept.cache.confirm(("", b"", b"a"), b"1", 4.0)
+
+
 def test_ranges_that_are_no_prefix_are_few(kept: Kept) -> None:
     for number in range(MAX_ODD_RANGES + 1):
         kept.put(f"{number}", b"a%d" % number, b"z")
