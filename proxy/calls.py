@@ -17,7 +17,7 @@ from kvorum.wire.server_connection import ServerConnection
 from proxy.callers import Caller, Callers
 from proxy.namespaces.passage import Later, Passage, Retry
 from proxy.upstream.upstream import PATIENCE_S
-from proxy.upstream.way import Way
+from proxy.upstream.way import UnaryWay, Way
 
 RANGE_STREAM: Final = "/etcdserverpb.KV/RangeStream"
 
@@ -71,12 +71,12 @@ def answer_through(
     answer(connection, stream_id, *passage.settle(code, text, message))
 
 
-def pass_through(upstream: Way, callers: Callers, paths: Iterable[str]) -> dict[str, UnaryHandler]:
+def pass_through(upstream: UnaryWay, callers: Callers, paths: Iterable[str]) -> dict[str, UnaryHandler]:
     """Handlers of unary calls in which nothing is looked at but what the caller's namespace asks for."""
     return {path: _passing(upstream, callers, path) for path in paths}
 
 
-def _passing(upstream: Way, callers: Callers, path: str) -> UnaryHandler:
+def _passing(upstream: UnaryWay, callers: Callers, path: str) -> UnaryHandler:
     resolve = callers.resolve_or_wait
     call = upstream.call
 

@@ -18,14 +18,15 @@ from kvorum import errors
 from kvorum.errors import ApiError, Code, Status, unmarshal_error
 from kvorum.pb.rpc_pb2 import LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseRevokeRequest
 from kvorum.wire import grpc
-from kvorum.wire.calls import Fields
+from kvorum.wire.calls import Fields, UnaryDone
+from kvorum.wire.client import GivenMetadata
 from kvorum.wire.head import Head
 from kvorum.wire.routes import CancelReason, StreamHandler, StreamOpen, UnaryHandler
 from kvorum.wire.server_calls import ServerStream
-from kvorum.wire.server_connection import ServerConnection
 from proxy import calls
 from proxy.callers import Caller, Callers
 from proxy.lease.renewals import Renewals
+from proxy.upstream.upstream import Ticket
 from proxy.upstream.way import Way
 
 PATH: Final = "/etcdserverpb.Lease/LeaseKeepAlive"
@@ -335,7 +336,7 @@ class KeepAliveService:
 
     def unary(self) -> dict[str, UnaryHandler]:
         """The unary method of etcdserverpb.Lease that is looked at."""
-        return {REVOKE: self._revoke}
+        return calls.pass_through(_Revokes(self), self._callers, (REVOKE,))
 
     def streams(self) -> dict[str, StreamOpen]:
         """The streaming method of etcdserverpb.Lease."""
@@ -374,22 +375,27 @@ class KeepAliveService:
         source.join(client, self._numbers)
         return client
 
-    def _revoke(self, connection: ServerConnection, stream_id: int, head: Head, message: bytes) -> None:
-        try:
-            caller = self._callers.resolve(connection, head)
-            lease_id = LeaseRevokeRequest.FromString(message).ID
-        except ApiError as error:
-            connection.fail(stream_id, *error.status)
-            return
-        except DecodeError as error:
-            connection.fail(stream_id, *unmarshal_error(error))
-            return
-        done = partial(self._revoked, connection, stream_id, lease_id)
-        self.upstream.call(REVOKE, message, done, caller.metadata, head.timeout_s)
 
-    def _revoked(
-        self, connection: ServerConnection, stream_id: int, lease_id: int, code: int, text: str, message: bytes
-    ) -> None:
+class _Revokes:
+    """The way of LeaseRevoke calls."""
+
+    def __init__(self, service: KeepAliveService) -> None:
+        self._service = service
+
+    def call(
+        self,
+        path: str,
+        message: bytes,
+        done: UnaryDone,
+        metadata: GivenMetadata | Fields | None = None,
+        timeout_s: float | None = None,
+    ) -> Ticket:
+        return self._service.upstream.call(path, message, partial(self._revoked, message, done), metadata, timeout_s)
+
+    def _revoked(self, message: bytes, done: UnaryDone, code: int, text: str, reply: bytes) -> None:
         # Also after an error: the revoke may have been done, or the lease may be unknown.
-        self.forget(lease_id)
-        calls.answer(connection, stream_id, code, text, message)
+        try:
+            self._service.forget(LeaseRevokeRequest.FromString(message).ID)
+        except DecodeError:
+            assert code, "a member cannot read more than the proxy"
+        done(code, text, reply)

@@ -10,8 +10,8 @@ from kvorum.wire.client import GivenMetadata
 from proxy.upstream.upstream import Ticket
 
 
-class Way(Protocol):
-    """Calls to the cluster; see `Upstream`."""
+class UnaryWay(Protocol):
+    """Unary calls to the cluster; see `Upstream`."""
 
     def call(
         self,
@@ -22,6 +22,10 @@ class Way(Protocol):
         timeout_s: float | None = None,
     ) -> Ticket:
         """A unary call; `done` gets (code, text, message), never within this call."""
+
+
+class Way(UnaryWay, Protocol):
+    """Calls to the cluster; see `Upstream`."""
 
     def cancel(self, ticket: Ticket) -> None:
         """End a call now; it is told CANCELLED."""

@@ -129,7 +129,7 @@ class Proxy:
         self.head = Head.__new__(Head)
         self.head.timeout_s = None
 
-    def resolve(self, _connection: Any, _head: Any) -> Caller:
+    def resolve_or_wait(self, _connection: Any, _head: Any) -> Caller:
         if self.refuse is not None:
             raise ApiError(self.refuse)
         return self.caller

@@ -121,6 +121,9 @@ class Proxy:
     def call(self, path: str, message: bytes, done: Any, metadata: Fields, timeout_s: float | None) -> None:
         self.called.append((path, message, done))
 
+    def resolve_or_wait(self, connection: Any, head: Head) -> Caller:
+        return self.resolve(connection, head)
+
     def resolve(self, _connection: Any, head: Head) -> Caller:
         if self.refuse is not None:
             raise ApiError(self.refuse)
@@ -494,11 +497,11 @@ def test_a_revoke_that_cannot_be_made_is_refused(proxy: Proxy) -> None:
     connection = Connection()
     revoke = proxy.service.unary()[REVOKE]
     revoke(cast(ServerConnection, connection), 5, head_of(), b"\xff\xff")
+    ((_, _, done),) = proxy.called
+    done(Code.INTERNAL, "as the member says", b"")
     proxy.refuse = errors.PERMISSION_DENIED
     revoke(cast(ServerConnection, connection), 7, head_of(), b"")
-    assert connection.said[0][:2] == (5, Code.INTERNAL)
-    assert connection.said[1] == (7, *errors.PERMISSION_DENIED)
-    assert proxy.called == []
+    assert connection.said == [(5, Code.INTERNAL, "as the member says"), (7, *errors.PERMISSION_DENIED)]
 
 
 def test_stopping_ends_all_streams(proxy: Proxy) -> None:
