@@ -163,6 +163,8 @@ class Session:
         self._check_pause_s = RETRY_FIRST_S
         self._waiting: dict[WatchStream, tuple[float, int]] = {}
         """Clients that want progress: until when, and how many requests the live line had sent before."""
+        self._told = 0
+        """The greatest revision of a progress reply."""
         self._progress_pause_s = PROGRESS_FIRST_S
         self._answers_progress: bool | None = None
         """Whether the member's answers to progress requests keep their promise; None: not known yet."""
@@ -363,6 +365,9 @@ class Session:
     def on_line_progress(self, line: Line, covered: int, revision: int, header: bytes) -> None:
         if line is not self._live:
             return
+        if revision < self._told:
+            return  # of a member that lags behind the one before; another answer will come
+        self._told = revision
         asked_since = False
         for stream, (_, asked_after) in list(self._waiting.items()):
             if asked_after >= covered:

@@ -177,6 +177,13 @@ class FakeUpstream:
         for call in calls:
             call.done(Code.UNAVAILABLE, "connection lost", b"")
 
+    def stall(self, stalled: bool) -> None:
+        """Whether the streams to the member take nothing."""
+        for end in list(self.ends):
+            was, end.writable = end.writable, not stalled
+            if not was and not stalled and end.handler is not None:
+                end.handler.on_writable()
+
     def switch(self) -> None:
         """Another endpoint is in use; what was opened at the last one goes on there until it is given up."""
         self.endpoint = (self.endpoint + 1) % len(self.member.fronts)
@@ -230,6 +237,16 @@ class ProxyWorld:
         for callback in soon:
             callback()
         return bool(soon)
+
+    def fire(self, seconds: float) -> None:
+        """Time passes, and what is due is done; nothing else moves."""
+        member = self.member
+        member.now_s += seconds
+        due = [timer for timer in member.timers if not timer.canceled and timer.at_s <= member.now_s]
+        member.timers = [timer for timer in member.timers if timer not in due]
+        for timer in sorted(due, key=lambda one: one.at_s):
+            if not timer.canceled:
+                timer.callback()
 
     def settle(self) -> None:
         """Until nothing moves any more, but for timers."""
