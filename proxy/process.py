@@ -30,6 +30,7 @@ from proxy.lease.keep_alive import KeepAliveService
 from proxy.listeners import BACKLOG, Place
 from proxy.metrics import Figures, Measure
 from proxy.pages import Pages
+from proxy.registration import MemberList, Registration, Registry, registered_value
 from proxy.siblings import Siblings
 from proxy.tenants.namespaces_file import NamespacesFile, NamespacesFileError
 from proxy.tenants.service import TenantService, read_namespaces_file
@@ -155,6 +156,11 @@ class Proxy:
         self._measures: list[Measure] = [self._own_figures, self.cache.figures, self.watches.figures]
         """What is published beside the wire's figures; every name must be in `metrics.SERIES`."""
 
+        self._registry: Registry | None = None
+        self._registration: Registration | None = None
+        if config.advertise_client_url:
+            services.append(self._member_list())
+
         tenancy: TenantService | None = None
         if tenants is not None and tokens is not None:
             tenancy = TenantService(
@@ -191,6 +197,10 @@ class Proxy:
     async def listen(self) -> None:
         """Serve the clients that connect."""
         worker = self._worker
+        if self._registry is not None:
+            self._registry.start()
+        if self._registration is not None:
+            self._registration.start()
         await self._siblings.open()
         await self._open(self.server, worker.clients, self._listen_tls)
         if worker.metrics is not None:
@@ -213,7 +223,14 @@ class Proxy:
         if self._sync is not None:
             self._sync.close()
         self._siblings.close()
-        await asyncio.gather(self.server.shutdown(DRAIN_S), self._metrics_server.shutdown(DRAIN_S))
+        if self._registry is not None:
+            self._registry.stop()
+        left = asyncio.Event()
+        if self._registration is not None:
+            self._registration.stop(left.set)
+        else:
+            left.set()
+        await asyncio.gather(self.server.shutdown(DRAIN_S), self._metrics_server.shutdown(DRAIN_S), left.wait())
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -225,6 +242,26 @@ class Proxy:
         return metrics.total([measure() for measure in self._measures] + [metrics.grpc_figures(self.server.routes)])
 
     # Within.
+
+    def _member_list(self) -> MemberList:
+        """Shows this proxy, or all that are registered; the first worker registers for all of them."""
+        config = self._config
+        name = socket.gethostname()
+        later = self._loop.call_later
+        if config.resolver_prefix:
+            prefix = f"{config.namespace}{config.resolver_prefix}/".encode()
+            registry = self._registry = Registry(self.upstream, prefix, call_later=later, logger=self._logger)
+            if self._worker.index == 0:
+                registration = self._registration = Registration(
+                    self.upstream,
+                    prefix + config.advertise_client_url.encode(),
+                    registered_value(config.advertise_client_url, name),
+                    config.resolver_ttl_s,
+                    call_later=later,
+                    logger=self._logger,
+                )
+                registry.on_deleted = registration.on_deleted
+        return MemberList(self.callers, config.advertise_client_url, name, self._registry)
 
     async def _open(self, server: Server, place: Place, tls: ssl.SSLContext | None) -> None:
         sock = place.socket()

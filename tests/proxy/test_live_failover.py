@@ -97,7 +97,8 @@ def test_a_member_that_stands_still_is_left(whole: Cluster) -> None:
 
 def test_endpoints_follow_the_members(whole: Cluster) -> None:
     first, *others = whole.members
-    with start_proxy([first.address], {"endpoints-auto-sync-interval": "100ms"}) as proxy, Api(proxy.address) as api:
+    flags = {"endpoints-auto-sync-interval": "100ms", "advertise-client-url": ""}
+    with start_proxy([first.address], flags) as proxy, Api(proxy.address) as api:
         assert len(api(MemberListRequest()).members) == 3
 
         def followed() -> bool:
