@@ -128,10 +128,9 @@ class Dialer:
         os.eventfd_read(self.wake_fd)
         while self._found:
             host, addresses, error = self._found.popleft()
-            if addresses:
+            addresses = addresses or self._addresses.get(host, (0.0, ()))[1]
+            if addresses:  # also if they are the old ones: no dial need wait soon again for servers that are silent
                 self.know(host, addresses)
-            else:
-                addresses = self._addresses.get(host, (0.0, ()))[1]
             for dial in self._waiting.pop(host):
                 dial.addresses.extend(addresses)
                 dial.error = f"lookup {host}: {error}"
@@ -186,13 +185,13 @@ class Dialer:
             prepare(sock)
             code = sock.connect_ex((address, dial.port))
             if code not in (0, errno.EINPROGRESS):
-                self._dead.append(sock)
+                sock.close()
                 dial.error = _error_text(dial, code)
                 continue
             try:
                 self._epoll.register(sock.fileno(), select.EPOLLOUT)
             except OSError as error:
-                self._dead.append(sock)
+                sock.close()
                 self._ended.append((dial, None, str(error), True))
                 return
             dial.sock = sock

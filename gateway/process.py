@@ -126,9 +126,11 @@ class Gateway:
     def _turn(self, until_s: float) -> None:
         """Wait for events, until `until_s` at the longest, and handle them."""
         relay, dialer = self._relay, self._dialer
-        due_s = min(until_s, dialer.due_s, self._probes[0][0] if self._probes else math.inf)
-        if not self._accepting and self._resume_s > -math.inf:
-            due_s = min(due_s, self._resume_s)
+        due_s = until_s
+        if dialer.pending or self._probes or not self._accepting:
+            due_s = min(due_s, dialer.due_s, self._probes[0][0] if self._probes else math.inf)
+            if not self._accepting and self._resume_s > -math.inf:
+                due_s = min(due_s, self._resume_s)
         timeout_s = -1.0 if due_s == math.inf else max(due_s - self._now(), 0.0)
         side_of, on_event = relay.sides.get, relay.on_event
         for fd, events in self._epoll.poll(timeout_s, EVENTS_PER_TURN):
@@ -206,7 +208,10 @@ class Gateway:
     def _dialed(
         self, client: socket.socket, place: int, backend: socket.socket | None, error: str, no_room: bool
     ) -> None:
-        if backend is not None:
+        if client not in self._dialing:  # the gateway stops
+            if backend is not None:
+                backend.close()
+        elif backend is not None:
             self._dialing.remove(client)
             try:
                 self._relay.join(client, backend)
@@ -254,6 +259,8 @@ class Gateway:
             self._epoll.unregister(self._listener_fd)
             self._accepting = False
         self._listener.close()
+        for client in list(self._dialing):
+            self._dismiss(client)
         self._relay.end_all()
         self._relay.close_dead()
         until_s = self._now() + STOP_S
@@ -264,9 +271,8 @@ class Gateway:
         self._listener.close()
         self._relay.close()
         self._dialer.close()
-        for client in self._dialing:
-            client.close()
-        self._dialing.clear()
+        for client in list(self._dialing):
+            self._dismiss(client)
         self._epoll.close()
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from loadtest import processes, report
 from loadtest.cluster_bench import ClusterBench, both_clusters
+from loadtest.gateway_bench import GatewayBench, of_gateways
 from loadtest.launcher import Kind, Server, running
 from loadtest.loads import FULL, LIST_KEYS, LOADS, MIB, QUICK, Load, Measured, Sizes, fan_out, fill, h2load, own_load
 from loadtest.targets import CASES, judge
@@ -60,7 +61,7 @@ def million_keys(kind: Kind, keys: int) -> Measured:
         }
 
 
-IDLE = ("idle", "cluster-idle")
+IDLE = ("idle", "cluster-idle", "gateway-idle")
 
 
 class Bench:
@@ -111,12 +112,21 @@ def of_clusters(sizes: Sizes) -> Iterator[ClusterBench]:
         yield ClusterBench(sizes, pair)
 
 
+GROUPS = ("single", "cluster", "gateway")
+"""What serves a case: one member, three, or a gateway in front of one. In this order they are measured."""
+
+
+def group_of(case: str) -> str:
+    prefix = case.partition("-")[0]
+    return prefix if prefix in GROUPS else "single"
+
+
 def ordered(cases: list[str]) -> list[str]:
-    """Idle first, while the servers are new and quiet; then the case that takes longest last; then clusters."""
+    """Idle first, while the servers are new and quiet; then the case that takes longest last; groups in order."""
     return sorted(
         cases,
         key=lambda case: (
-            case.startswith("cluster-"),
+            GROUPS.index(group_of(case)),
             case == "million-keys",
             case not in IDLE,
             CASES.index(case),
@@ -165,13 +175,14 @@ def main() -> None:
     rounds: dict[Kind, dict[tuple[str, str], list[float]]] = {kind: {} for kind in Kind}
     began = datetime.now(UTC)
     load_with = h2load if args.generator == "h2load" else own_load
-    benches: dict[bool, Callable[[], AbstractContextManager[Bench | ClusterBench]]] = {
-        False: lambda: of_single_members(sizes, load_with),
-        True: lambda: of_clusters(sizes),
+    benches: dict[str, Callable[[], AbstractContextManager[Bench | ClusterBench | GatewayBench]]] = {
+        "single": lambda: of_single_members(sizes, load_with),
+        "cluster": lambda: of_clusters(sizes),
+        "gateway": lambda: of_gateways(sizes),
     }
-    for is_cluster, group in itertools.groupby(cases, lambda case: case.startswith("cluster-")):
-        of_group = list(group)
-        with benches[is_cluster]() as bench:
+    for group, found in itertools.groupby(cases, group_of):
+        of_group = list(found)
+        with benches[group]() as bench:
             prepared = False
             for case in of_group:
                 if not prepared and case not in IDLE:

@@ -67,6 +67,21 @@ def _cluster_rates(case: str, target: float | None, goal: float | None) -> tuple
     )
 
 
+def _bytes_rates(case: str) -> tuple[Figure, Figure]:
+    return (
+        Figure(case, "throughput", "GB/s", True, Against.RATIO, 0.8, 1.0),
+        Figure(case, "server CPU", "s/GB", False, Against.RATIO, 1.5, 1.0),
+    )
+
+
+def _gateway_rates(case: str) -> tuple[Figure, Figure]:
+    """CPU is the gateway's alone."""
+    return (
+        Figure(case, "throughput", "req/s", True, Against.RATIO, 0.8, 1.0),
+        Figure(case, "server CPU", "us/req", False, Against.RATIO, 1.5, 1.0),
+    )
+
+
 FIGURES: Final = (
     *_rates("put"),
     *_rates("get"),
@@ -92,6 +107,12 @@ FIGURES: Final = (
     Figure("cluster-leader-killed", "pause of writes", "s", False, Against.OURS, 2.0, 1.5),
     Figure("cluster-leader-stopped", "pause of writes", "s", False, Against.OURS, 2.0, 0.5),
     Figure("cluster-leader-moved", "pause of writes", "s", False, Against.OURS, 1.0, 0.1),
+    *_bytes_rates("gateway-bytes"),
+    *_bytes_rates("gateway-bytes-one"),
+    *_gateway_rates("gateway-get"),
+    *_gateway_rates("gateway-get-connections"),
+    Figure("gateway-get-serial", "mean latency", "us", False, Against.RATIO, 1.3, 1.0),
+    Figure("gateway-idle", "memory (PSS)", "MiB", False, Against.OURS, 40.0, 20.0),
 )
 CASES: Final = tuple(dict.fromkeys(figure.case for figure in FIGURES))
 

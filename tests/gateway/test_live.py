@@ -273,6 +273,25 @@ class TestStop:
             (line,) = gateway.lines("stopping")
             assert (line["signal"], line["connections"]) == (number.name, 1)
 
+    def test_a_connection_that_has_no_endpoint_yet_is_closed(self, tmp_path: Path) -> None:
+        """The endpoint's queue is full, so that it neither takes nor refuses."""
+        with contextlib.ExitStack() as stack:
+            full = stack.enter_context(socket.socket())
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)
+            address = full.getsockname()
+            for _ in range(2):
+                filler = stack.enter_context(socket.socket())
+                filler.setblocking(False)
+                filler.connect_ex(address)
+            gateway = stack.enter_context(GatewayProcess(tmp_path, f"--endpoints=127.0.0.1:{address[1]}"))
+            before = fds(gateway)
+            client = stack.enter_context(gateway.connect())
+            wait_until(lambda: fds(gateway) == before + 2, "the gateway dials", TIMEOUT_S)
+            assert gateway.stop() == -signal.SIGTERM
+            assert client.recv(1) == b""
+            assert gateway.lines("stopping")[0]["connections"] == 1
+
     def test_a_second_signal_does_not_wait_for_slow_readers(self, tmp_path: Path) -> None:
         started = threading.Event()
 
