@@ -189,7 +189,9 @@ class Proxy:
         self._siblings = Siblings(worker.run_dir, worker.index, config.workers, self.figures)
         pages = Pages(self.upstream, self._spawn, self._own_metrics, self._tls_of)
         limits = server_limits(config)
-        self.server = Server(unary=unary, streams=streams, limits=limits, http1=pages, http2=pages)
+        # Only over TLS do browsers and curl speak HTTP/2 that is not gRPC (HT21).
+        http2 = pages if self._listen_tls is not None else None
+        self.server = Server(unary=unary, streams=streams, limits=limits, http1=pages, http2=http2)
         self._metrics_server = Server(unary={}, streams={}, limits=limits, http1=pages, http2=pages)
 
     # For the worker's run.
