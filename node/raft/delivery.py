@@ -64,19 +64,23 @@ class Delivery:
             return
         links = self._links
         outlet = links.outlet(Process.APPLY, Kind.ENTRIES)
+        if fresh and (fresh[0][1] != self._sent + 1 or not outlet.open()):
+            self.backlog_bytes += _data_bytes(fresh)
+            fresh = None
         pack = ENTRY_HEADER.pack
         while self._sent < self.handed and outlet.open():
-            if fresh and fresh[0][1] == self._sent + 1:
+            if fresh:
                 entries, fresh = fresh, None
             else:
                 entries = self._log.read(self._sent + 1, self.handed + 1, SEND_BYTES)
+                self.backlog_bytes -= _data_bytes(entries)
             parts: list[bytes] = []
             for term, index, type_, data in entries:
                 parts.append(pack(index, term, type_, len(data)))
                 parts.append(data)
             self._sent = entries[-1][1]
             links.send(Process.APPLY, Kind.ENTRIES, b"".join(parts))
-        if fresh and self._sent < self.handed:
-            self.backlog_bytes += sum([len(entry[3]) for entry in fresh])
-        elif self._sent == self.handed:
-            self.backlog_bytes = 0
+
+
+def _data_bytes(entries: list[Entry]) -> int:
+    return sum([len(entry[3]) for entry in entries])

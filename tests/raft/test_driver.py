@@ -143,6 +143,29 @@ def test_beyond_its_backlog_it_refuses_and_recovers(
     raft.stop()
 
 
+def test_a_backlog_that_is_worked_off_does_not_grow(
+    child: ChildContext, disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while apply never quite catches up: what counts is what waits now."""
+    monkeypatch.setattr(driver, "MAX_BACKLOG_BYTES", 100 * KIB)
+    monkeypatch.setattr("node.raft.delivery.SEND_BYTES", 20 * KIB)
+    raft = RaftUnderTest(child, disk, credit_bytes=1).start()
+    executed = 1 + len(raft.entries())
+    for number in range(110):
+        raft.propose(proposal(5 * KIB, first=1 + number))
+        if number >= 10:
+            raft.grant(5 * KIB)
+            executed += len(raft.entries())
+            assert executed < raft.wal.last_index, "apply caught up"
+    assert raft.refusals() == []
+    assert executed > 80
+    while executed < raft.wal.last_index:
+        raft.grant(20 * KIB)
+        executed += len(raft.entries())
+    assert raft.driver._delivery.backlog_bytes == 0
+    raft.stop()
+
+
 def test_without_room_for_a_segment_proposals_are_refused_and_nothing_else_changes(
     child: ChildContext,
 ) -> None:
