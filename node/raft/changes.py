@@ -87,7 +87,11 @@ def is_proposal(entries: Sequence[Entry]) -> bool:
     except ValueError:
         return False
     ask = _sole(change.context)
-    return ask is not None and conf_change(ask.op, MemberChange.FromString(ask.body), ask.batch) == change
+    if ask is None:
+        return False
+    asked_for = MemberChange.FromString(ask.body)
+    # The core passes over a change of nobody, but the list of members would have one more.
+    return bool(asked_for.ID or ask.op != Op.MEMBER_ADD) and conf_change(ask.op, asked_for, ask.batch) == change
 
 
 def conf_change(op: int, change: MemberChange, batch: bytes) -> ConfChange:

@@ -2,6 +2,7 @@
 S39-S41, S50-S53, M17, M18, CL-2, CL-3, CL-6, CL-16, CL-18, RR-2, RR-3, RR-5).
 """
 
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,29 @@ class TestThreeMembers:
         assert "leadership transfer starting" in leader.log_path.read_text()
         leader.start()
         assert got(leader) == ["Mw=="]
+
+    def test_data_of_an_earlier_day_ends_a_member_and_nobody_else(self, cluster: Cluster, tmp_path: Path) -> None:
+        """What it acknowledged since is gone, so it may not vote as if it had not; with its own data it comes back."""
+        leader = cluster.wait_for_leader()
+        member = next(member for member in cluster.members if member is not leader)
+        member.stop()
+        shutil.copytree(member.data_dir, tmp_path / "earlier")
+        member.start()
+        for _ in range(10):
+            put(member, "Mw==")
+        member.stop()
+        member.data_dir.rename(tmp_path / "own")
+        (tmp_path / "earlier").rename(member.data_dir)
+        member.launch()
+        assert member.wait_ended(PATIENCE_S) == 1
+        (line,) = last_lines(member, 1)
+        assert "is committed, but the log ends at" in line["error"]
+        assert "was it damaged, cut or lost?" in line["error"]
+        put(leader, "Mw==")
+        member.wipe()
+        (tmp_path / "own").rename(member.data_dir)
+        member.start()
+        assert got(member) == ["Mw=="]
 
     def test_a_member_that_lost_its_data_is_not_let_in_as_new(self, cluster: Cluster) -> None:
         """S39, CL-18."""

@@ -23,6 +23,7 @@ from node.frames import (
     unpack,
 )
 from node.membership import Membership
+from node.raft import changes
 from node.raft.core import ChangeType, ConfChange, Entry, EntryType, Message, MessageType, Snapshot, encode_change
 from node.requests import REPLY, Op, pack_batch, pack_record
 from tests.apply.entries import INCARNATION, batch
@@ -580,6 +581,10 @@ def test_promotions_are_counted_where_they_are_decided(group: Group) -> None:
         assert figures["etcd_server_is_learner"] == 0
 
 
+NOBODY = MemberChange(peerURLs=[url(D)])
+ADDS_NOBODY = pack_batch(FRONT, B, INCARNATION, 77, [pack_record(Op.MEMBER_ADD, NOBODY.SerializeToString())])
+
+
 @pytest.mark.parametrize(
     "entry",
     [
@@ -592,6 +597,7 @@ def test_promotions_are_counted_where_they_are_decided(group: Group) -> None:
         (0, 0, EntryType.CONF_CHANGE, b"no change"),
         (0, 0, EntryType.CONF_CHANGE, encode_change(ConfChange(((ChangeType.REMOVE, C),)))),
         (0, 0, EntryType.CONF_CHANGE, encode_change(ConfChange(((ChangeType.REMOVE, C),), context=PUT))),
+        (0, 0, EntryType.CONF_CHANGE, encode_change(changes.conf_change(Op.MEMBER_ADD, NOBODY, ADDS_NOBODY))),
         (0, 0, EntryType.CONF_CHANGE_V2, b""),
     ],
 )
