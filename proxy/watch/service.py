@@ -9,6 +9,7 @@ from kvorum.errors import ApiError, Code, Status
 from kvorum.wire.calls import Fields
 from kvorum.wire.routes import StreamHandler, StreamOpen, UnaryHandler
 from proxy.namespaces.namespace import Namespace
+from proxy.tenants.tenant import Tenant
 from proxy.watch.session import WATCH, Session, Shared, Timer, Upstream
 from proxy.watch.stream import WatchStream
 
@@ -21,6 +22,9 @@ class Caller(Protocol):
 
     @property
     def prefix(self) -> bytes: ...
+
+    @property
+    def tenant(self) -> Tenant | None: ...
 
 
 class ChangingUpstream(Upstream, Protocol):
@@ -65,7 +69,7 @@ class WatchService:
         session = self._sessions.get(caller.metadata)
         if session is None:
             session = self._sessions[caller.metadata] = Session(self.shared, caller.metadata)
-        stream = WatchStream(self, session, wire, self._namespace(caller.prefix))
+        stream = WatchStream(self, session, wire, self._namespace(caller.prefix), caller.tenant)
         session.streams[stream] = None
         return stream
 

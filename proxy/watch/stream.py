@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Final
 from google.protobuf.message import DecodeError
 
 from kvorum import errors
-from kvorum.errors import Status
+from kvorum.errors import ApiError, Status
 from kvorum.pb.rpc_pb2 import WatchCreateRequest, WatchRequest, WatchResponse
 from kvorum.watch_replies import CANCELED, CREATED, NO_WATCH, canceled_compacted, refused, varint, watch_id_field
 from kvorum.wire.routes import CancelReason
 from proxy.namespaces.namespace import Namespace
+from proxy.tenants.tenant import Tenant
 from proxy.watch.batch import header_field
 from proxy.watch.cohort import Cohort, Ids, Place, Wire
 from proxy.watch.group import Group
-from proxy.watch.session import Ask, Kind, Session
+from proxy.watch.session import WATCH, Ask, Kind, Session
 from proxy.watch.spec import FROM_KEY, Spec, flags_of, id_field_of, refusal_text
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class WatchStream:
         "_reading",
         "_service",
         "_session",
+        "_tenant",
         "asked",
         "ended",
         "namespace",
@@ -50,8 +52,16 @@ class WatchStream:
         "wire",
     )
 
-    def __init__(self, service: WatchService, session: Session, wire: Wire, namespace: Namespace | None) -> None:
+    def __init__(
+        self,
+        service: WatchService,
+        session: Session,
+        wire: Wire,
+        namespace: Namespace | None,
+        tenant: Tenant | None,
+    ) -> None:
         self._service = service
+        self._tenant = tenant
         self._session = session
         self.wire = wire
         self.namespace = namespace
@@ -124,6 +134,8 @@ class WatchStream:
             reason = EMPTY_RANGE
         elif watch_id and id_field in self.watches:
             reason = DUPLICATE_ID
+        elif (over := self._admit()) is not None:
+            reason = over
         else:
             if not watch_id:
                 id_field = self._free_id()
@@ -139,7 +151,6 @@ class WatchStream:
                 self._last_start = start
             self.watches[id_field] = None
             self.asked[id_field] = ask
-            self._service.shared.watches += 1
             if request.progress_notify:
                 group.notified.setdefault(self, {})[id_field] = start
             self._ask(ask)
@@ -149,6 +160,25 @@ class WatchStream:
         ask = Ask(Kind.REFUSE, self, (key, b""), size_bytes)
         ask.reason = reason
         self._ask(ask)
+
+    def _admit(self) -> str | None:
+        """One more watch, if the caller may have it; else why not."""
+        tenant = self._tenant
+        if tenant is not None:
+            try:
+                tenant.count_request(WATCH)
+                tenant.open_watch()
+            except ApiError as error:
+                return refusal_text(*error.status)
+        self._service.shared.watches += 1
+        return None
+
+    def _dismiss(self, watches: int = 1) -> None:
+        """So many watches fewer."""
+        self._service.shared.watches -= watches
+        if self._tenant is not None:
+            for _ in range(watches):
+                self._tenant.close_watch()
 
     def _free_id(self) -> bytes:
         """The next automatic id: a counter of the stream's own that skips ids in use (W3)."""
@@ -170,14 +200,14 @@ class WatchStream:
             if cohort.place is Place.PARKED and not cohort.size:
                 del self._parked[group.spec, cohort.next]
                 group.release()
-            self._service.shared.watches -= 1
+            self._dismiss()
         else:
             create = self.asked.pop(id_field, None)
             if create is not None:
                 assert create.group is not None
                 create.given_up = True
                 create.group.forget_notified(self, id_field)
-                self._service.shared.watches -= 1
+                self._dismiss()
         ask = Ask(Kind.CANCEL, self, key_range, size_bytes)
         ask.id_field = id_field
         self._ask(ask)
@@ -216,7 +246,7 @@ class WatchStream:
             del self.asked[ask.id_field]
             del self.watches[ask.id_field]
             ask.group.forget_notified(self, ask.id_field)
-            self._service.shared.watches -= 1
+            self._dismiss()
         self.wire.send(refused(header, refusal_text(*status)))
 
     def answer_refused(self, header: bytes, reason: str) -> None:
@@ -243,7 +273,7 @@ class WatchStream:
     def end_watch(self, id_field: bytes, reply: WatchResponse) -> None:
         """A member has ended what serves a watch."""
         header = header_field(reply.header) if reply.HasField("header") else b""
-        self._service.shared.watches -= 1
+        self._dismiss()
         if reply.compact_revision:
             self.watches[id_field] = None
             self.wire.send(canceled_compacted(header, id_field, reply.compact_revision))
@@ -276,7 +306,7 @@ class WatchStream:
         if self.ended:
             return
         self.ended = True
-        self._service.shared.watches -= len(self.watches) - self._dead()
+        self._dismiss(len(self.watches) - self._dead())
         for cohort in set(self.watches.values()):
             if cohort is not None:
                 cohort.group.leave(cohort, self)

@@ -10,6 +10,7 @@ from typing import Any
 from kvorum.errors import Code
 from kvorum.pb.rpc_pb2 import RangeRequest, StatusResponse, TxnRequest, TxnResponse
 from kvorum.wire.calls import CallHandler, Fields, UnaryDone
+from proxy.tenants.tenant import Tenant
 from proxy.watch.service import WatchService
 from tests.watch.assembly import CLUSTER_ID, MEMBER_ID, TERM, Client, Head, World
 
@@ -200,9 +201,10 @@ class ProxyClient(Client):
 class Caller:
     """Who calls."""
 
-    def __init__(self, metadata: Fields, prefix: bytes) -> None:
+    def __init__(self, metadata: Fields, prefix: bytes, tenant: Tenant | None) -> None:
         self.metadata = metadata
         self.prefix = prefix
+        self.tenant = tenant
 
 
 class ProxyWorld:
@@ -214,9 +216,10 @@ class ProxyWorld:
         self.upstream = FakeUpstream(self.member)
         self.soon: list[Callable[[], None]] = []
         self.prefix = prefix
+        self.tenant: Tenant | None = None
         self.service = WatchService(
             self.upstream,
-            lambda _, head: Caller(tuple(head.metadata.items()), self.prefix),
+            lambda _, head: Caller(tuple(head.metadata.items()), self.prefix, self.tenant),
             call_soon=self.soon.append,
             call_later=self.member.call_later,
             now=lambda: self.member.now_s,

@@ -9,6 +9,8 @@ import pytest
 from kvorum import errors
 from kvorum.errors import ApiError, Code
 from kvorum.pb.rpc_pb2 import WatchResponse
+from proxy.tenants.namespaces_file import Limits, TenantEntry
+from proxy.tenants.tenant import Tenant
 from proxy.watch.service import WatchService
 from tests.proxy.watch.assembly import ProxyClient, ProxyWorld
 from tests.proxy.watch.test_coalescing import opened, revisions
@@ -205,3 +207,30 @@ def test_W7_W9_refusals_in_a_namespace_name_the_caller_s_own_range() -> None:
         "mvcc: watcher range is empty",
         "etcdserver: mvcc: required revision has been compacted",
     ]
+
+
+def test_a_tenant_has_so_many_watches_and_others_notice_nothing() -> None:
+    world = ProxyWorld(prefix=b"acme/")
+    entry = TenantEntry(name="acme", namespace=b"acme/", limits=Limits(watches=2))
+    tenant = world.tenant = Tenant(entry, lambda: world.now_s)
+    client = world.open()
+    world.tenant = None
+    other = world.open()
+    for one in (client, other):
+        for _ in range(3):
+            one.create()
+    world.run()
+    *_, refused = client.take()
+    assert (refused.created, refused.canceled, refused.watch_id) == (True, True, -1)
+    assert refused.cancel_reason == (
+        'rpc error: code = ResourceExhausted desc = tenant "acme" is over its limit: watches is 2'
+    )
+    assert not any(reply.canceled for reply in other.take())
+    assert tenant.watches == 2
+    client.cancel(0)
+    client.create()
+    world.run()
+    assert [one.canceled for one in client.take()] == [True, False]
+    assert client.handler is not None
+    client.handler.on_cancel(None)
+    assert tenant.watches == 0
