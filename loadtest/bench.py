@@ -25,6 +25,7 @@ from loadtest.cluster_bench import ClusterBench, both_clusters
 from loadtest.gateway_bench import GatewayBench, of_gateways
 from loadtest.launcher import Kind, Server, running
 from loadtest.loads import FULL, LIST_KEYS, LOADS, MIB, QUICK, Load, Measured, Sizes, fan_out, fill, h2load, own_load
+from loadtest.proxy_bench import WATCHERS, ProxyBench, of_proxies
 from loadtest.targets import CASES, judge
 
 
@@ -61,7 +62,7 @@ def million_keys(kind: Kind, keys: int) -> Measured:
         }
 
 
-IDLE = ("idle", "cluster-idle", "gateway-idle")
+IDLE = ("idle", "cluster-idle", "gateway-idle", "proxy-idle")
 
 
 class Bench:
@@ -112,12 +113,14 @@ def of_clusters(sizes: Sizes) -> Iterator[ClusterBench]:
         yield ClusterBench(sizes, pair)
 
 
-GROUPS = ("single", "cluster", "gateway")
-"""What serves a case: one member, three, or a gateway in front of one. In this order they are measured."""
+GROUPS = ("single", "cluster", "gateway", "proxy")
+"""What serves a case: one member, three, a gateway or a proxy in front of one. In this order they are measured."""
 
 
 def group_of(case: str) -> str:
     prefix = case.partition("-")[0]
+    if case in WATCHERS:
+        return "proxy"
     return prefix if prefix in GROUPS else "single"
 
 
@@ -175,10 +178,11 @@ def main() -> None:
     rounds: dict[Kind, dict[tuple[str, str], list[float]]] = {kind: {} for kind in Kind}
     began = datetime.now(UTC)
     load_with = h2load if args.generator == "h2load" else own_load
-    benches: dict[str, Callable[[], AbstractContextManager[Bench | ClusterBench | GatewayBench]]] = {
+    benches: dict[str, Callable[[], AbstractContextManager[Bench | ClusterBench | GatewayBench | ProxyBench]]] = {
         "single": lambda: of_single_members(sizes, load_with),
         "cluster": lambda: of_clusters(sizes),
         "gateway": lambda: of_gateways(sizes),
+        "proxy": lambda: of_proxies(sizes),
     }
     for group, found in itertools.groupby(cases, group_of):
         of_group = list(found)
@@ -212,6 +216,7 @@ def main() -> None:
     report.write_json(results, facts, args.output / f"{name}.json")
     if not args.no_plot:
         report.plot(results, args.output / f"{name}.png")
+        report.plot_watchers(results, args.output / f"{name}-watchers.png")
     print(f"\nwritten to {args.output / name}.*", file=sys.stderr)
 
 

@@ -60,7 +60,7 @@ def write_json(results: Sequence[Result], facts: dict[str, object], path: Path) 
             **result.figure._asdict(),
             "against": result.figure.against.value,
             "kvorum": result.ours,
-            "reference": result.reference,
+            "reference": None if math.isnan(result.reference) else result.reference,
             "ratio": None if math.isnan(result.ratio) else result.ratio,
             "verdict": result.verdict,
         }
@@ -93,6 +93,42 @@ def plot(results: Sequence[Result], path: Path) -> None:
     axes.margins(x=0.05, y=0.02)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("kvorum / reference, same machine, one run (| target, ◆ goal; green: goal met, red: target missed)")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def plot_watchers(results: Sequence[Result], path: Path) -> None:
+    """CPU per delivery against the number of watchers, at member and proxy, ours and the reference's, in one picture.
+
+    Nothing is written when fewer than two numbers of watchers were measured.
+    """
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for result in results:
+        group, _, number = result.figure.case.partition("-")
+        if group == "watchers":
+            place = result.figure.name.removesuffix(" CPU")
+            lines.setdefault(f"kvorum {place}", []).append((int(number), result.ours))
+            lines.setdefault(f"reference {place}", []).append((int(number), result.reference))
+    if max(map(len, lines.values()), default=0) < 2:
+        return
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    for label, points in lines.items():
+        colour = "#2a9d4a" if label.startswith("kvorum") else "#d1495b"
+        style = "-o" if label.endswith("member") else "--s"
+        axes.plot([x for x, _ in points], [y for _, y in points], style, color=colour, label=label)  # NaN: a gap
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("watchers of one key")
+    axes.set_ylabel("CPU of the server alone, us per event delivered")
+    axes.set_title("The cost of an event by the number of those who watch (up to 100 streams)")
+    axes.grid(visible=True, which="both", alpha=0.3)
+    axes.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

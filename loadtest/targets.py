@@ -82,6 +82,14 @@ def _gateway_rates(case: str) -> tuple[Figure, Figure]:
     )
 
 
+def _proxy_rates(case: str, goal: float) -> tuple[Figure, Figure]:
+    """CPU is the proxy's alone."""
+    return (
+        Figure(case, "throughput", "req/s", True, Against.RATIO, 2.0, goal),
+        Figure(case, "server CPU", "us/req", False, Against.RATIO, None, None),
+    )
+
+
 FIGURES: Final = (
     *_rates("put"),
     *_rates("get"),
@@ -113,6 +121,20 @@ FIGURES: Final = (
     *_gateway_rates("gateway-get-connections"),
     Figure("gateway-get-serial", "mean latency", "us", False, Against.RATIO, 1.3, 1.0),
     Figure("gateway-idle", "memory (PSS)", "MiB", False, Against.OURS, 40.0, 20.0),
+    *_proxy_rates("proxy-put", 5.0),
+    *_proxy_rates("proxy-get", 5.0),
+    *_proxy_rates("proxy-cached-get", 4.0),
+    Figure("proxy-put-serial", "mean latency", "us", False, Against.RATIO, None, None),
+    Figure("proxy-get-serial", "mean latency", "us", False, Against.RATIO, None, None),
+    Figure("proxy-fan-out-one-stream", "server CPU", "us/delivery", False, Against.RATIO, 0.5, 0.2),
+    Figure("proxy-fan-out-streams", "server CPU", "us/delivery", False, Against.RATIO, 0.5, 0.2),
+    Figure("proxy-fan-out-connections", "server CPU", "us/delivery", False, Against.RATIO, 0.5, 0.2),
+    Figure("proxy-idle", "memory (PSS)", "MiB", False, Against.OURS, None, None),
+    *(
+        Figure(f"watchers-{number}", f"{place} CPU", "us/delivery", False, Against.RATIO, None, None)
+        for number in (10, 100, 1_000, 10_000, 100_000)
+        for place in ("member", "proxy")
+    ),
 )
 CASES: Final = tuple(dict.fromkeys(figure.case for figure in FIGURES))
 
@@ -120,10 +142,15 @@ Rounds = Mapping[tuple[str, str], Sequence[float]]
 """(case, figure's name) to the values of the rounds."""
 
 
+def _median(values: Sequence[float]) -> float:
+    """Of the rounds that gave one; NaN when none did."""
+    return statistics.median([value for value in values if not math.isnan(value)] or [math.nan])
+
+
 def judge(ours: Rounds, reference: Rounds) -> list[Result]:
     """The medians of every figure that was measured at both servers, in the table's order."""
     return [
-        Result(figure, statistics.median(ours[at]), statistics.median(reference[at]))
+        Result(figure, _median(ours[at]), _median(reference[at]))
         for figure in FIGURES
         if (at := (figure.case, figure.name)) in ours and at in reference
     ]
