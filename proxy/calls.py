@@ -173,6 +173,8 @@ class Relay:
         except Later as later:
             later.join(partial(self._enter_again, message))
         else:
+            if self._caller.tenant is not None:
+                self._caller.tenant.streams[self] = self.end
             self._ask()
 
     def _enter_again(self, message: bytes, status: Status | None) -> None:
@@ -227,6 +229,8 @@ class Relay:
         """End the upstream's side."""
         self._cancelled = True
         self._relays.open.discard(self)
+        if self._caller is not None and self._caller.tenant is not None:
+            self._caller.tenant.streams.pop(self, None)
         call, self._call = self._call, None
         if call is not None:
             if self._passage is not None:

@@ -34,6 +34,7 @@ from proxy.registration import MemberList, Registration, Registry, registered_va
 from proxy.siblings import Siblings
 from proxy.tenants.namespaces_file import NamespacesFile, NamespacesFileError
 from proxy.tenants.service import TenantService, read_namespaces_file
+from proxy.tenants.shares import Shares
 from proxy.tenants.tenant import LEASE_REVOKE
 from proxy.tenants.tenants import Tenants
 from proxy.tenants.tokens import Tokens
@@ -125,8 +126,11 @@ class Proxy:
 
         # The services. A later one takes the methods it has from those before it.
         tenants = tokens = None
+        self._shares: Shares | None = None
         if config.namespaces_file:
-            tenants, tokens = Tenants(loop.time), Tokens(self.upstream)
+            if worker.run_dir is not None:
+                self._shares = Shares(f"{worker.run_dir}/tenants", worker.index, config.workers)
+            tenants, tokens = Tenants(loop.time, self._shares), Tokens(self.upstream)
         self.callers = Callers(config.namespace.encode(), tenants, tokens)
         self.cache = RangeCache()
         learner = Learner(self.cache)
@@ -238,6 +242,8 @@ class Proxy:
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self.upstream.close()
+        if self._shares is not None:
+            self._shares.close()
 
     def figures(self) -> Figures:
         """All that this worker counts."""

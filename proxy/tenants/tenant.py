@@ -16,6 +16,7 @@ from proxy.namespaces.namespace import Namespace
 from proxy.namespaces.passage import OUTWARDS, Later, Passage, Retry
 from proxy.tenants.namespaces_file import TenantEntry
 from proxy.tenants.rate import TokenBucket
+from proxy.tenants.shares import OwnShare, Share
 from proxy.tenants.usage import Growth, Usage
 
 AUTHENTICATE: Final = "/etcdserverpb.Auth/Authenticate"
@@ -79,8 +80,9 @@ _GROWTH: Final[dict[str, Callable[[Usage, Any], Growth]]] = {
 class Tenant:
     """What one worker knows of a tenant. `now` is a clock in seconds that does not go back."""
 
-    def __init__(self, entry: TenantEntry, now: Callable[[], float]) -> None:
+    def __init__(self, entry: TenantEntry, now: Callable[[], float], share: Share | None = None) -> None:
         self._now = now
+        self._share: Share = OwnShare() if share is None else share
         self.name: Final = entry.name
         self.namespace = Namespace(entry.namespace)
         self.limits = entry.limits
@@ -88,7 +90,9 @@ class Tenant:
         """Kept where keys or bytes are limited."""
         self._bucket: TokenBucket | None = None
         self.watches = 0
-        """Open now."""
+        """Open now, in this worker."""
+        self.streams: dict[object, Callable[[Status], None]] = {}
+        """What goes on beyond its call's admission, and how it is ended when the tenant is not the same any more."""
         self.requests = 0
         self.refused: dict[str, int] = {"requests_per_second": 0, "watches": 0, "keys": 0, "bytes": 0}
         """Calls that a limit refused, by its name in the file."""
@@ -113,6 +117,7 @@ class Tenant:
         moved = entry.namespace != self.namespace.prefix
         if moved:
             self.namespace = Namespace(entry.namespace)
+            self.end_streams(Status(Code.UNAVAILABLE, f'the namespace of tenant "{self.name}" has changed'))
         limited = entry.limits.keys is not None or entry.limits.bytes is not None
         if not limited:
             self.usage = None
@@ -153,9 +158,20 @@ class Tenant:
         if path not in ALLOWED:
             text = f'tenant "{self.name}" may not call {path}: it concerns the whole cluster'
             raise ApiError(Status(Code.PERMISSION_DENIED, text))
+        self.take_token()
+
+    def take_token(self) -> None:
+        """Something costs as much as a call. Raises ApiError when that is too much now."""
         bucket = self._bucket
-        if bucket is not None and not bucket.take(self._now()):
+        if bucket is None:
+            return
+        share = self._share
+        others = share.take_others()
+        if others:
+            bucket.spend(others)
+        if not bucket.take(self._now()):
             raise self._over("requests_per_second", f"{bucket.rate:g}")
+        share.add_request()
 
     def _over(self, limit: str, most: object) -> ApiError:
         self.refused[limit] += 1
@@ -167,12 +183,20 @@ class Tenant:
     def open_watch(self) -> None:
         """One more watch. Raises ApiError when there are as many as there may be."""
         most = self.limits.watches
-        if most is not None and self.watches >= most:
+        if most is not None and self._share.watches >= most:
             raise self._over("watches", most)
         self.watches += 1
+        self._share.add_watches(1)
 
-    def close_watch(self) -> None:
-        self.watches -= 1
+    def close_watches(self, count: int) -> None:
+        """So many have ended."""
+        self.watches -= count
+        self._share.add_watches(-count)
+
+    def end_streams(self, status: Status) -> None:
+        """What goes on for the tenant ends."""
+        for end in list(self.streams.values()):
+            end(status)
 
     # Keys and bytes.
 

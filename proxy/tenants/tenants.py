@@ -6,14 +6,17 @@ from collections.abc import Callable, Iterable
 
 from kvorum.errors import Code, Status
 from proxy.tenants.namespaces_file import NamespacesFile, Reader
+from proxy.tenants.shares import Shares
 from proxy.tenants.tenant import Tenant
 
 
 class Tenants:
     """The tenants of the namespaces file, and what they have used so far."""
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self, now: Callable[[], float], shares: Shares | None = None) -> None:
+        """`shares`: what other workers use; None for a worker that is alone."""
         self._now = now
+        self._shares = shares
         self._by_name: dict[str, Tenant] = {}
         self._by_user: dict[str, Tenant] = {}
         self._by_common_name: dict[str, Tenant] = {}
@@ -30,7 +33,7 @@ class Tenants:
         for entry in file.tenants:
             tenant = before.get(entry.name)
             if tenant is None:
-                tenant = Tenant(entry, self._now)
+                tenant = Tenant(entry, self._now, None if self._shares is None else self._shares.row(entry.name))
             else:
                 tenant.update(entry)
             self._by_name[entry.name] = tenant
@@ -41,7 +44,9 @@ class Tenants:
                 self._default = tenant
         for name, tenant in before.items():
             if name not in self._by_name:
-                tenant.end_waiting(Status(Code.PERMISSION_DENIED, f'tenant "{name}" is not served any more'))
+                status = Status(Code.PERMISSION_DENIED, f'tenant "{name}" is not served any more')
+                tenant.end_waiting(status)
+                tenant.end_streams(status)
 
     @property
     def all(self) -> Iterable[Tenant]:

@@ -62,6 +62,8 @@ class WatchStream:
     ) -> None:
         self._service = service
         self._tenant = tenant
+        if tenant is not None:
+            tenant.streams[self] = self._end_for_tenant
         self._session = session
         self.wire = wire
         self.namespace = namespace
@@ -177,8 +179,10 @@ class WatchStream:
         """So many watches fewer."""
         self._service.shared.watches -= watches
         if self._tenant is not None:
-            for _ in range(watches):
-                self._tenant.close_watch()
+            self._tenant.close_watches(watches)
+
+    def _end_for_tenant(self, status: Status) -> None:
+        self.end(*status)
 
     def _free_id(self) -> bytes:
         """The next automatic id: a counter of the stream's own that skips ids in use (W3)."""
@@ -307,6 +311,8 @@ class WatchStream:
             return
         self.ended = True
         self._dismiss(len(self.watches) - self._dead())
+        if self._tenant is not None:
+            del self._tenant.streams[self]
         for cohort in set(self.watches.values()):
             if cohort is not None:
                 cohort.group.leave(cohort, self)

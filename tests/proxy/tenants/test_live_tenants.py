@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from kvorum import errors
-from kvorum.errors import Code
+from kvorum.errors import Code, Status
+from kvorum.pb.mvcc_pb2 import Event
 from kvorum.pb.rpc_pb2 import (
     AlarmRequest,
     AuthEnableRequest,
@@ -33,6 +35,10 @@ from kvorum.pb.rpc_pb2 import (
     SnapshotRequest,
     StatusRequest,
     TxnRequest,
+    WatchCancelRequest,
+    WatchCreateRequest,
+    WatchRequest,
+    WatchResponse,
 )
 from loadtest.launcher import Server
 from tests.calls import Api
@@ -52,6 +58,10 @@ tenants:
     namespace: slow/
     authorities: [slow.test]
     limits: {requests_per_second: 1}
+  - name: narrow
+    namespace: narrow/
+    authorities: [narrow.test]
+    limits: {watches: 2}
 """
 
 Connect = Callable[[str], Api]
@@ -212,6 +222,96 @@ def test_requests_per_second(tenant: Connect) -> None:
     wait_for(lambda: slow.status(RangeRequest(key=b"a")).code == Code.OK)
 
 
+def created(replies: list[WatchResponse], count: int) -> list[WatchResponse]:
+    found = [reply for reply in replies if reply.created]
+    return found if len(found) >= count else []
+
+
+def test_watches(tenant: Connect) -> None:
+    narrow = tenant("narrow")
+    with narrow.watch() as one, narrow.watch() as other:
+        for stream in (one, other):
+            stream.send(WatchRequest(create_request=WatchCreateRequest(key=b"k")))
+            assert not stream.wait(lambda replies: created(replies, 1))[0].canceled
+        other.send(WatchRequest(create_request=WatchCreateRequest(key=b"m")))
+        refused = other.wait(lambda replies: created(replies, 2))[1]
+        assert refused.canceled
+        assert refused.watch_id == -1
+        assert refused.cancel_reason == (
+            'rpc error: code = ResourceExhausted desc = tenant "narrow" is over its limit: watches is 2'
+        )
+        one.send(WatchRequest(cancel_request=WatchCancelRequest(watch_id=0)))
+        one.wait(lambda replies: [reply for reply in replies if reply.canceled])
+        other.send(WatchRequest(create_request=WatchCreateRequest(key=b"m")))
+        assert not other.wait(lambda replies: created(replies, 3))[2].canceled
+    wait_for(lambda: watches_of("narrow", tenant) == 0)
+
+
+def watches_of(name: str, tenant: Connect) -> float:
+    page = urllib.request.urlopen(f"http://{tenant(name).address}/proxy/metrics", timeout=DEADLINE_S).read().decode()
+    prefix = f'kvorum_grpc_proxy_tenant_watches{{tenant="{name}"}} '
+    return float(next(line.removeprefix(prefix) for line in page.splitlines() if line.startswith(prefix)))
+
+
+def test_two_tenants_watch_everything_and_see_their_own(tenant: Connect) -> None:
+    everything_request = WatchRequest(create_request=WatchCreateRequest(range_end=b"\0", prev_kv=True))
+    alpha, beta = tenant("alpha"), tenant("beta")
+    with alpha.watch() as of_alpha, beta.watch() as of_beta:
+        for stream in (of_alpha, of_beta):
+            stream.send(everything_request)
+            stream.wait(lambda replies: created(replies, 1))
+        for number in range(20):
+            alpha(PutRequest(key=b"w", value=b"alpha %d" % number))
+            beta(PutRequest(key=b"w", value=b"beta %d" % number))
+        for name, stream in (("alpha", of_alpha), ("beta", of_beta)):
+            wanted = [(b"w", f"{name} {number}".encode()) for number in range(20)]
+
+            def seen(replies: list[WatchResponse], wanted: list[tuple[bytes, bytes]] = wanted) -> list[Event]:
+                events = [event for reply in replies for event in reply.events]
+                return events if [(event.kv.key, event.kv.value) for event in events] == wanted else []
+
+            events = stream.wait(seen)
+            assert all(event.prev_kv.key == b"w" for event in events[1:])
+    for api in (alpha, beta):
+        api(DeleteRangeRequest(key=b"w"))
+
+
+def test_a_reload_ends_the_watches_of_those_that_it_moves_and_no_other(
+    tenant: Connect, tenants_proxy: Server, file: Path
+) -> None:
+    everything_request = WatchRequest(create_request=WatchCreateRequest(range_end=b"\0"))
+    with tenant("alpha").watch() as of_alpha, tenant("beta").watch() as of_beta, tenant("slow").watch() as of_slow:
+        for stream in (of_alpha, of_beta, of_slow):
+            stream.send(everything_request)
+            stream.wait(lambda replies: created(replies, 1))
+        try:
+            file.write_text(
+                FILE.replace("namespace: beta/", "namespace: elsewhere/").replace("name: slow", "name: swift")
+            )
+            os.kill(tenants_proxy.pid, signal.SIGHUP)
+            assert of_beta.ended() == Status(Code.UNAVAILABLE, 'the namespace of tenant "beta" has changed')
+            assert of_slow.ended() == Status(Code.PERMISSION_DENIED, 'tenant "slow" is not served any more')
+            tenant("alpha")(PutRequest(key=b"w"))
+            of_alpha.wait(lambda replies: [reply for reply in replies if reply.events])
+        finally:
+            file.write_text(FILE)
+            os.kill(tenants_proxy.pid, signal.SIGHUP)
+            wait_for(lambda: tenant("slow").status(RangeRequest(key=b"a")).code != Code.PERMISSION_DENIED)
+
+
+def test_several_workers_share_limits(kvorum_server: Server, file: Path) -> None:
+    flags = {"namespaces-file": str(file), "workers": "2"}
+    with start_proxy([kvorum_server.address], flags) as proxy:
+        opened = [Api(proxy.address, authority="slow.test") for _ in range(8)]  # some at each worker
+        began = time.monotonic()
+        statuses = [api.status(RangeRequest(key=b"a")) for _ in range(3) for api in opened]
+        assert [status.code for status in statuses].count(Code.OK) <= 2 + time.monotonic() - began
+        over = 'tenant "slow" is over its limit: requests_per_second is 1'
+        assert over in [status.message for status in statuses]
+        for api in opened:
+            api.close()
+
+
 def test_a_reload_drops_no_connection(tenant: Connect, tenants_proxy: Server, file: Path) -> None:
     alpha, small = tenant("alpha"), tenant("small")
     alpha(DeleteRangeRequest(key=b"\0", range_end=b"\0"))
@@ -246,4 +346,4 @@ def test_a_broken_file_ends_the_start(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "proxy", "start", "--listen-addr=127.0.0.1:0", f"--namespaces-file={path}"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     assert ended.returncode == 1
-    assert f"{path}:13: tenants[4].namespace: b'alpha/x' overlaps the namespace b'alpha/'" in ended.stderr
+    assert f"{path}:17: tenants[5].namespace: b'alpha/x' overlaps the namespace b'alpha/'" in ended.stderr
