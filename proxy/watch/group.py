@@ -52,6 +52,7 @@ class Group:
     """The watches of one spec under one upstream stream."""
 
     __slots__ = (
+        "__weakref__",
         "_kept_bytes",
         "behind",
         "floor",
@@ -165,6 +166,11 @@ class Group:
         self.users -= count
         if not self.users:
             self.home.drop(self)
+
+    def dispose(self) -> None:
+        """The group is not needed any more: gives back what it keeps, and what would keep it from being freed."""
+        self.forget_kept()
+        del self.live.group
 
     def _close(self, cohort: Cohort) -> None:
         upstream, cohort.upstream = cohort.upstream, None

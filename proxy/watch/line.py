@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from google.protobuf.message import DecodeError
 
+from kvorum.errors import Code
 from kvorum.pb.rpc_pb2 import WatchCancelRequest, WatchProgressRequest, WatchRequest, WatchResponse
 from kvorum.wire import grpc
 from proxy.watch.batch import Kind, header_field, kind_of
@@ -124,6 +125,11 @@ class Line:
         if stream is not None:
             stream.cancel()
 
+    def dispose(self) -> None:
+        """Ends the stream, and forgets the owner, who has the line: together they would never be freed."""
+        self.close()
+        del self._owner, self._open_stream
+
     def create(self, watch: UpstreamWatch) -> None:
         """Creates a watch from where it stands."""
         self.watches[watch] = None
@@ -195,7 +201,7 @@ class Line:
             reply = WatchResponse.FromString(message)
         except DecodeError as error:
             self.close()
-            self._owner.on_line_lost(self, 13, f"a reply that cannot be read: {error}")
+            self._owner.on_line_lost(self, Code.INTERNAL, f"a reply that cannot be read: {error}")
             return
         self._owner.on_line_message(self)
         kind = kind_of(reply)
@@ -209,16 +215,33 @@ class Line:
         elif kind is Kind.PROGRESS:
             self._on_progress(reply)
         elif kind is Kind.CREATED:
-            watch = self._unanswered.popleft()
-            assert reply.watch_id == watch.number, "a member gives watches other ids than they were created with"
-            watch.created_after = self.requests
+            watch = self._by_number.get(reply.watch_id)
+            if watch is not None:
+                watch.created_after = self.requests
+                self._answered(watch)
+            elif all(one.number != reply.watch_id for one in self._unanswered):
+                # the reference's own proxy does so (PX9); nothing can be told apart on such a stream
+                self.close()
+                text = f"etcdserver: watch {reply.watch_id} was created, which was not asked for: is this a member?"
+                self._owner.on_line_lost(self, Code.UNIMPLEMENTED, text)
         elif kind is Kind.REFUSED:
-            watch = self._unanswered.popleft()
-            self._on_ended(watch, reply)
+            refused = self._by_number.get(reply.watch_id)
+            if refused is not None:
+                self._answered(refused)
+            elif self._unanswered:  # a refused create has no id (W25), and creates are answered in their order
+                refused = self._unanswered.popleft()
+            if refused is not None:
+                self._on_ended(refused, reply)
         else:
             canceled = self._by_number.get(reply.watch_id)
             if canceled is not None:
                 self._on_ended(canceled, reply)
+
+    def _answered(self, watch: UpstreamWatch) -> None:
+        if self._unanswered and self._unanswered[0] is watch:
+            self._unanswered.popleft()
+        elif watch in self._unanswered:
+            self._unanswered.remove(watch)
 
     def _on_progress(self, reply: WatchResponse) -> None:
         revision = reply.header.revision

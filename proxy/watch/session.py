@@ -196,13 +196,15 @@ class Session:
     def close(self) -> None:
         """The last stream has ended."""
         self._closed = True
-        self._live.close()
-        self._behind.close()
+        self._live.dispose()
+        self._behind.dispose()
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        for group in self.groups.values():
-            group.forget_kept()
+        for group in list(self.groups.values()):
+            self.drop(group)
+        self._asks.clear()
+        self._batch.clear()
 
     @property
     def upstream_watches(self) -> int:
@@ -459,10 +461,10 @@ class Session:
         if self.groups.get(group.spec) is not group:
             return
         del self.groups[group.spec]
-        group.forget_kept()
         upstream, group.upstream = group.upstream, None
         if upstream is not None:
             self.close_upstream(upstream)
+        group.dispose()
 
     def count_events(self, events: int, watches: int) -> None:
         if watches > 1:

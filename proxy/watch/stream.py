@@ -36,6 +36,7 @@ class WatchStream:
     """One Watch call; the wire's handler for it."""
 
     __slots__ = (
+        "__weakref__",
         "_last_start",
         "_next_id",
         "_parked",

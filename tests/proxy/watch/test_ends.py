@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +14,11 @@ from kvorum.errors import ApiError, Code
 from kvorum.pb.rpc_pb2 import WatchResponse
 from proxy.tenants.namespaces_file import Limits, TenantEntry
 from proxy.tenants.tenant import Tenant
+from proxy.watch.group import Group
+from proxy.watch.line import Line
 from proxy.watch.service import WatchService
+from proxy.watch.session import Session
+from proxy.watch.stream import WatchStream
 from tests.proxy.watch.assembly import ProxyClient, ProxyWorld
 from tests.proxy.watch.test_coalescing import opened, revisions
 from tests.watch.assembly import Head
@@ -234,3 +241,63 @@ def test_a_tenant_has_so_many_watches_and_others_notice_nothing() -> None:
     assert client.handler is not None
     client.handler.on_cancel(None)
     assert tenant.watches == 0
+
+
+def test_nothing_that_has_ended_waits_for_the_collector_of_cycles() -> None:
+    """It never runs in a worker."""
+    world = ProxyWorld(ring_bytes=100_000)
+    past = world.put()
+    world.put(b"other")
+    gc.collect()
+    gc.disable()
+    try:
+        kept = opened(world, key=b"other")
+        client = world.open(mark_bytes=300)
+        client.create(start_revision=past, progress_notify=True)
+        client.create(start_revision=past + 5)
+        client.create()
+        client.create(b"k", b"z", watch_id=77, fragment=True)
+        world.run()
+        for _ in range(5):
+            world.put(value=b"v" * 100)
+        world.run()
+        client.cancel(77)
+        world.upstream.lose()
+        world.pass_time(2)
+        lone = world.open(metadata={"token": ("other",)})
+        lone.create(start_revision=past)
+        world.settle()
+        objects = [*_objects_of(world)]
+        assert {type(one) for one in objects} == {Session, Line, Group, WatchStream}
+        for one in (client, lone):
+            assert one.handler is not None
+            one.handler.on_cancel(None)
+            one.handler = None
+        world.run()
+        world.upstream.ends = [end for end in world.upstream.ends if end.handler is not None]
+        world.member.timers = [timer for timer in world.member.timers if not timer.canceled]
+        left = {id(one) for one in _objects_of(world)}
+        weak = [weakref.ref(one) for one in objects if id(one) not in left]
+        assert len(weak) > 5
+        del objects, one
+        assert not [ref() for ref in weak if ref() is not None]
+    finally:
+        gc.enable()
+    assert kept.status is None
+
+
+def _objects_of(world: ProxyWorld) -> Iterator[object]:
+    for session in world.service._sessions.values():
+        yield from (session, session._live, session._behind, *session.groups.values(), *session.streams)
+
+
+def test_PX9_an_upstream_that_gives_watches_other_ids_is_told_from_a_member(world: ProxyWorld) -> None:
+    client = world.open()
+    client.create()
+    world.step_soon()
+    world.upstream.step_calls()
+    (end,) = world.upstream.ends
+    assert end.handler is not None
+    end.handler.on_message(WatchResponse(watch_id=0, created=True).SerializeToString())
+    assert client.status is not None and client.status[0] == Code.UNIMPLEMENTED
+    assert "is this a member?" in client.status[1]
