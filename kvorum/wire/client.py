@@ -284,6 +284,15 @@ class Channel:
             self._connecting = None
 
     async def _attempt(self) -> "ClientProtocol":
+        try:
+            return await self._made()
+        except BaseException:
+            if self._protocol is not None:
+                self._protocol.forsake()
+            raise
+
+    async def _made(self) -> "ClientProtocol":
+        """A connection, its first bytes written."""
         if self.address.startswith("unix:"):
             path = self.address.removeprefix("unix:")
             name = (self._server_name or "localhost") if self._tls is not None else None
@@ -436,6 +445,8 @@ class ClientProtocol(asyncio.Protocol):
         self.connection.room()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self.lost.done():
+            return
         text = str(exc) if exc is not None else self.connection.going_text or "connection closed by the server"
         if self.connection.fault is not None:
             text = self.connection.fault.text
@@ -475,6 +486,12 @@ class ClientProtocol(asyncio.Protocol):
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+    def forsake(self) -> None:
+        """The attempt was given up when the connection had just been made: uvloop then closes it without a word, and
+        its descriptor may soon be another file's."""
+        self.abort()
+        self.connection_lost(ConnectionAbortedError("the attempt to connect was given up"))
 
     def leave(self) -> None:
         """Close the connection."""

@@ -265,6 +265,28 @@ def test_one_that_closes_while_its_host_is_looked_up_leaves_nothing_behind(loop:
     run(loop, test)
 
 
+@pytest.mark.parametrize("loop", LOOPS)
+def test_one_that_closes_in_the_moment_it_is_connected_is_closed(loop: str) -> None:
+    async def test() -> None:
+        closing: list[asyncio.Task[None]] = []
+
+        def close(_: asyncio.BaseTransport) -> None:
+            closing.append(asyncio.ensure_future(channel.close()))
+
+        with socket.create_server(("127.0.0.1", 0)) as mute:
+            channel = Channel(f"127.0.0.1:{mute.getsockname()[1]}", check=close)
+            with pytest.raises(RpcError):
+                await channel.unary("/t.S/Echo", b"")
+            await closing[0]
+            there, _ = mute.accept()
+            with there:
+                there.settimeout(DEADLINE_S)
+                while await asyncio.to_thread(there.recv, 1000):
+                    pass
+
+    run(loop, test)
+
+
 def test_a_server_that_never_sends_settings() -> None:
     async def test() -> None:
         with socket.create_server(("127.0.0.1", 0)) as mute:
