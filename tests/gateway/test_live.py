@@ -3,6 +3,7 @@
 
 import contextlib
 import hashlib
+import random
 import resource
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.relay import FREE_PIPES_MAX
 from kvorum.self_signed import write_certificate
 from loadtest.launcher import Port, wait_until
 from tests.gateway.backends import (
@@ -259,6 +261,62 @@ class TestManyConnections:
                     assert client.recv(1) == b"x"
             gateway.wait_for(RESUMED)
             assert ask(gateway, b"y") == b"y"
+
+    @pytest.mark.parametrize("descriptors", [None, 96], ids=["", "few-descriptors"])
+    def test_connections_that_end_in_every_way_leave_nothing(self, tmp_path: Path, descriptors: int | None) -> None:
+        """Ends, half-closes and resets on both sides at any moment, also with bytes under way and unread."""
+
+        def serve(connection: socket.socket) -> None:
+            chance = random.Random(connection.recv(8))
+            if chance.random() < 0.2:
+                connection.sendall(bytes(chance.randrange(3_000_000)))
+                return
+            while chunk := connection.recv(1 << 16):
+                if chance.random() < 0.02:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                    return
+                connection.sendall(chunk)
+
+        def use(gateway: GatewayProcess, chance: random.Random) -> None:
+            with gateway.connect() as client:
+                client.sendall(chance.randbytes(8))
+                for _ in range(chance.randrange(5)):
+                    client.sendall(bytes(chance.choice((1, 1000, 100_000))))
+                    if chance.random() < 0.5:
+                        client.recv(1 << 20, socket.MSG_DONTWAIT)
+                match chance.randrange(3):
+                    case 0:
+                        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                    case 1:
+                        client.shutdown(socket.SHUT_WR)
+                        read_all(client)
+
+        with Backend(serve) as a, Backend(serve) as b:
+            flags = f"--endpoints={a.address},{b.address}"
+            with GatewayProcess(tmp_path, flags, fds=descriptors) as gateway:
+                before = fds(gateway)
+
+                def run(seed: int) -> None:
+                    chance = random.Random(seed)
+                    for _ in range(8):
+                        try:
+                            use(gateway, chance)
+                        except TimeoutError:
+                            raise  # nobody may be left waiting
+                        except OSError:
+                            continue  # the server broke it, or has nothing to read yet
+
+                threads = [threading.Thread(target=run, args=(seed,)) for seed in range(24)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                wait_until(
+                    lambda: a.connections == b.connections == 0, "the servers' connections are closed", TIMEOUT_S
+                )
+                wait_until(lambda: fds(gateway) <= before + 2 * FREE_PIPES_MAX, "nothing is left", TIMEOUT_S)
+                assert gateway.process.poll() is None
+                assert len(gateway.lines()) == gateway.log_path.read_bytes().count(b"\n")
 
 
 class TestStop:
