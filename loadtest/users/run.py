@@ -27,7 +27,7 @@ from kvorum.pb.rpc_pb2 import DeleteRangeRequest, DeleteRangeResponse
 from loadtest.checks import Expectation, Fault, FaultKind, RevisionFloor
 
 SETTLE_S = 30.0
-"""How long calls may take to end, and then events to arrive, after the load has stopped."""
+"""How long after the load has stopped nothing at all may arrive, while something is still to come."""
 CALL_TIMEOUT_S = 30.0
 _INTERRUPTED_S = 2.0
 _POLL_S = 0.02
@@ -81,6 +81,7 @@ class Run:
         self._endpoints = itertools.cycle((environment.host or "127.0.0.1:2379").removeprefix("http://").split(","))
         self._channels: dict[str, list[grpc.Channel]] = {}
         self._turns: dict[str, itertools.count[int]] = {}
+        self._reported = 0
         self._faults = 0
 
     def channel(self, authority: str = "") -> grpc.Channel:
@@ -104,6 +105,7 @@ class Run:
 
     def done(self, kind: str, name: str, seconds: float, size_bytes: int = 0) -> None:
         """Reports something that went well."""
+        self._reported += 1
         self._fire(
             request_type=kind,
             name=name,
@@ -184,11 +186,13 @@ class Run:
             for channel in channels:
                 channel.close()
 
-    @staticmethod
-    def _wait(condition: Callable[[], bool], timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
+    def _wait(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        """Returns when it is so, or when nothing has been reported for that long."""
+        deadline, reported = time.monotonic() + timeout_s, self._reported
         while not condition() and time.monotonic() < deadline:
             gevent.sleep(_POLL_S)
+            if self._reported != reported:
+                deadline, reported = time.monotonic() + timeout_s, self._reported
 
 
 def options_of(environment: Environment) -> Namespace:

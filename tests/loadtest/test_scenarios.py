@@ -1,16 +1,20 @@
 """Each locust scenario runs for a moment, in processes of its own: gevent must not patch the tests' process."""
 
 import contextlib
+import http.client
 import json
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 import pytest
 
 from loadtest import run_scenario
+from loadtest.launcher import Port, wait_until
 from proxy.tenants.namespaces_file import parse_namespaces_file
 from tests.servers import start_kvorum
 
@@ -138,6 +142,49 @@ def test_a_cluster_that_does_not_answer_ends_the_run(tmp_path: Path) -> None:
     output = finish(process)
     assert process.returncode == 1, output
     assert "the scenario cannot be prepared: UNAVAILABLE" in output
+
+
+def test_a_run_from_the_web_page() -> None:
+    """The page's form starts it, with options of its own, and the page's button ends it."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(start_kvorum())
+        port = Port()
+        stack.callback(port.release)
+        command = [sys.executable, "-m", "locust", "-f", str(run_scenario.SCENARIOS / "watch_fan_out.py")]
+        command += ["--host", server.address, "--web-host", "127.0.0.1", "--web-port", str(port.number)]
+        locust = stack.enter_context(subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=run_scenario.ROOT))
+        stack.callback(locust.kill)
+
+        def page(method: str, path: str, form: Mapping[str, object] | None = None) -> dict[str, Any]:
+            connection = http.client.HTTPConnection("127.0.0.1", port.number, timeout=TIMEOUT_S)
+            with contextlib.closing(connection):
+                body = urlencode(form) if form else None
+                connection.request(method, path, body, {"Content-Type": "application/x-www-form-urlencoded"})
+                reply: dict[str, Any] = json.loads(connection.getresponse().read())
+                return reply
+
+        def is_up() -> bool:
+            assert locust.poll() is None
+            try:
+                return bool(page("GET", "/stats/requests"))
+            except ConnectionRefusedError:
+                return False
+
+        def count(name: str) -> int:
+            stats = page("GET", "/stats/requests")["stats"]
+            return sum(int(one["num_requests"]) for one in stats if one["name"] == name)
+
+        wait_until(is_up, "locust's page", TIMEOUT_S)
+        form = {"user_count": 4, "spawn_rate": 10, "host": server.address, "writers": 2, "user_rate": 50}
+        assert page("POST", "/swarm", form)["success"]
+        wait_until(lambda: count("Watch event") > 100, "events", TIMEOUT_S)
+        assert page("POST", "/stop")["success"]
+        ended = page("GET", "/stats/requests")
+        assert ended["errors"] == []
+        puts, events = count("Put"), count("Watch event")
+        assert puts < events <= 2 * puts  # two users watch, and two write
+        locust.send_signal(signal.SIGINT)
+        assert locust.wait(TIMEOUT_S) == 0
 
 
 class Made(NamedTuple):
