@@ -23,9 +23,6 @@ from loadtest.loads import MIB
 from loadtest.messages import put_request
 from loadtest.proxies import running_proxy
 
-AT_ONCE = 200
-"""Clients whose creates are under way at a time."""
-
 
 class HangError(Exception):
     """Not everything came."""
@@ -97,8 +94,10 @@ async def _until_done(clients: Sequence[Watching], what: str, wanted: int, deadl
         client.done.clear()
 
 
-async def watch_all(proxy: Server, clients: int, watches: int, timeout_s: float) -> dict[str, float | int]:
-    """Runs the load; the figures. Raises HangError."""
+async def watch_all(
+    proxy: Server, clients: int, watches: int, timeout_s: float, at_once: int = 200
+) -> dict[str, float | int]:
+    """Runs the load, with the creates of `at_once` clients under way at a time; the figures. Raises HangError."""
     loop = asyncio.get_running_loop()
     creates = b"".join(
         grpc.frame(WatchRequest(create_request=WatchCreateRequest(key=key_of(number))).SerializeToString())
@@ -111,7 +110,7 @@ async def watch_all(proxy: Server, clients: int, watches: int, timeout_s: float)
         began = time.perf_counter()
         deadline = loop.time() + timeout_s
         while len(watching) < clients:
-            wave = [Watching(proxy.address, creates, watches) for _ in range(min(AT_ONCE, clients - len(watching)))]
+            wave = [Watching(proxy.address, creates, watches) for _ in range(min(at_once, clients - len(watching)))]
             watching += wave
             await _until_done(wave, "created", len(wave) * watches, deadline)
         created_s = time.perf_counter() - began
@@ -145,6 +144,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=[kind.value for kind in Kind], default=Kind.KVORUM.value)
     parser.add_argument("--clients", type=int, default=3500)
     parser.add_argument("--watches", type=int, default=300, help="of each client, and keys")
+    parser.add_argument("--at-once", type=int, default=200, help="clients whose creates are under way at a time")
     parser.add_argument("--timeout-s", type=float, default=300.0, help="for the creates, and again for the events")
     args = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -155,7 +155,7 @@ def main() -> None:
         running_proxy(kind, [member.address]) as proxy,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        figures = runner.run(watch_all(proxy, args.clients, args.watches, args.timeout_s))
+        figures = runner.run(watch_all(proxy, args.clients, args.watches, args.timeout_s, args.at_once))
     print(json.dumps({"kind": kind.value, **figures}, indent=2))
 
 

@@ -50,7 +50,7 @@ PROGRESS_MOST_S: Final = 1.0
 """Between two progress requests while somebody waits for one: doubled each time."""
 PROGRESS_PATIENCE_S: Final = 1.0
 """A client's progress request that cannot be answered for so long is dropped, as a member drops it at once (WP6)."""
-REFRESH_S: Final = 60.0
+REFRESH_S: Final = 10.0
 """Between two progress requests for nobody: where groups stand must not fall behind the next compaction."""
 
 REFUSALS: Final = frozenset(
