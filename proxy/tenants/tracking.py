@@ -142,19 +142,22 @@ class Tracking:
     def call(self, path: str, message: bytes, done: UnaryDone, *, repeated: bool = False) -> None:
         """A unary call as the reader; a token that is not taken is replaced once."""
         if self._reader is not None and self._token is None:
-            self._authenticate(lambda: self.call(path, message, done, repeated=True))
+            self._authenticate(lambda: self.call(path, message, done, repeated=repeated))
             return
 
         def on_done(code: int, text: str, reply: bytes) -> None:
             if self._closed:
                 return
-            if self._reader is not None and not repeated and _is_refused_token(code, text):
-                self._token = None
-                self.call(path, message, done, repeated=True)
-            else:
-                done(code, text, reply)
+            if self._reader is not None and _is_refused_token(code, text):
+                if self._token is token:
+                    self._token = None
+                if not repeated:
+                    self.call(path, message, done, repeated=True)
+                    return
+            done(code, text, reply)
 
-        self._upstream.call(path, message, on_done, self._token or (), CALL_TIMEOUT_S)
+        token = self._token
+        self._upstream.call(path, message, on_done, token or (), CALL_TIMEOUT_S)
 
     def send(self, request: WatchRequest) -> None:
         """On the shared stream, which is opened when it is not there."""
