@@ -178,7 +178,7 @@ class Dialer:
                 sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
             except OSError as error:
                 if error.errno in NO_ROOM:
-                    self._ended.append((dial, None, str(error), True))
+                    self._ended.append((dial, None, (error.strerror or str(error)).lower(), True))
                     return
                 dial.error = _error_text(dial, error.errno or 0)
                 continue

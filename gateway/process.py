@@ -163,7 +163,7 @@ class Gateway:
             except OSError as error:
                 if error.errno in NO_ROOM:
                     self._resume_s = self._now() + FULL_RETRY_S
-                    self._pause(str(error))
+                    self._pause((error.strerror or str(error)).lower())
                     return
                 continue  # it was broken before it was accepted (accept(2), "Error handling")
             prepare(client)

@@ -319,6 +319,57 @@ class TestManyConnections:
                 assert len(gateway.lines()) == gateway.log_path.read_bytes().count(b"\n")
 
 
+class TestNoRoom:
+    """The system gives fewer descriptors than it promised."""
+
+    def limit(self, gateway: GatewayProcess, number: int) -> None:
+        _, hard = resource.prlimit(gateway.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(gateway.process.pid, resource.RLIMIT_NOFILE, (number, hard))
+
+    def test_none_for_a_client(self, tmp_path: Path) -> None:
+        with Backend() as backend, GatewayProcess(tmp_path, f"--endpoints={backend.address}") as gateway:
+            self.limit(gateway, fds(gateway))
+            with gateway.connect() as client:
+                client.sendall(b"x")
+                (line,) = gateway.wait_for(PAUSED)
+                assert line["reason"] == "too many open files"
+                self.limit(gateway, 100)
+                assert client.recv(1) == b"x"
+            assert len(gateway.lines(RESUMED)) == 1
+
+    def test_none_for_an_endpoint(self, tmp_path: Path) -> None:
+        """That is no fault of the endpoint."""
+        with Backend() as backend, GatewayProcess(tmp_path, f"--endpoints={backend.address}") as gateway:
+            before = fds(gateway)
+            self.limit(gateway, before + 1)
+            assert hear(gateway) == b""
+            (line,) = gateway.lines("cannot dial an endpoint")
+            assert (line["address"], line["error"]) == (backend.address, "too many open files")
+            self.limit(gateway, before + 10)
+            assert ask(gateway, b"x") == b"x"
+            assert gateway.lines(DEACTIVATED) == []
+
+    def test_none_for_a_pipe(self, tmp_path: Path) -> None:
+        """What a slow reader does not take is then held in memory."""
+        message = bytes(range(256)) * (1 << 17)
+        with Backend() as backend, GatewayProcess(tmp_path, f"--endpoints={backend.address}") as gateway:
+            self.limit(gateway, fds(gateway) + 2)
+            sent = threading.Thread(target=lambda: client.sendall(message))
+            with gateway.connect() as client:
+                sent.start()
+                assert recv_exactly(client, len(message)) == message
+                sent.join()
+
+
+def recv_exactly(connection: socket.socket, size: int) -> bytes:
+    chunks = []
+    while size:
+        chunks.append(connection.recv(min(size, 1 << 16)))
+        assert chunks[-1]
+        size -= len(chunks[-1])
+    return b"".join(chunks)
+
+
 class TestStop:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_the_signal_ends_all_connections_and_is_the_status(self, tmp_path: Path, number: signal.Signals) -> None:
