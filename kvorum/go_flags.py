@@ -57,8 +57,9 @@ class _Int(click.ParamType[int]):
             return value
         text = str(value)
         parser = "ParseInt" if self._least < 0 else "ParseUint"
+        plain = text.isascii() and text == text.strip() and (self._least < 0 or text[:1] not in ("+", "-"))
         try:
-            number = int(text, 10)
+            number = int(text if plain else "", 0)
         except ValueError:
             number, reason = 0, "invalid syntax"
         else:
