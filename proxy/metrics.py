@@ -1,4 +1,4 @@
-"""The proxy's own figures, and their page /proxy/metrics.
+"""The proxy's own figures; `metrics_page` makes the page /proxy/metrics of them.
 
 Services hand theirs over as plain dicts, `name -> number`, or `name -> [[label values], number]` for a series with
 labels. Figures of one name from several workers add up.
@@ -6,7 +6,7 @@ labels. Figures of one name from several workers add up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from kvorum.errors import Code
@@ -124,35 +124,3 @@ def _kind(path: str, route: Route) -> str:
     if path.endswith(SERVER_STREAMS):
         return "server_stream"
     return "bidi_stream" if path.endswith(BIDIRECTIONAL) else "unary"
-
-
-def render(figures: Figures) -> bytes:
-    """The page in the text format 0.0.4, with what the platform says of this process.
-
-    Imports a large library: call it outside of the loop's thread.
-    """
-    from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
-    from prometheus_client.metrics_core import Metric
-    from prometheus_client.registry import Collector
-    from prometheus_client.samples import Sample
-
-    class _Figures(Collector):
-        def collect(self) -> Iterator[Metric]:
-            for name, series in SERIES.items():
-                if name in figures:
-                    figure = figures[name] if series.labels else [[(), figures[name]]]
-                    # Gauges named `_total` and counters alike: the library would rename them.
-                    metric = Metric(name, series.help, "counter" if series.is_counter else "gauge")
-                    metric.samples = [
-                        Sample(name, dict(zip(series.labels, values, strict=True)), number) for values, number in figure
-                    ]
-                    yield metric
-
-    unknown = figures.keys() - SERIES.keys()
-    assert not unknown, f"figures without a series: {unknown}"
-    registry = CollectorRegistry()
-    registry.register(_Figures())
-    PlatformCollector(registry)
-    ProcessCollector(registry=registry)
-    # The library puts `_total` to the head of every counter's family, also to one that has it.
-    return generate_latest(registry).replace(b"_total_total ", b"_total ")

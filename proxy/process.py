@@ -57,6 +57,9 @@ CONNECT_TIMEOUT_S: Final = 5.0
 BACKOFF_MAX_S: Final = 1.0
 """The proxy stands near its members and speaks for many: it asks more often than one client would."""
 
+WAITING_CALLS: Final = 100_000
+"""Calls of all clients that wait while no member can be reached, each for `PATIENCE_S` at most."""
+
 
 class Service(Protocol):
     """Some methods of the API."""
@@ -115,6 +118,7 @@ class Proxy:
         self._listen_tls = listen_context(config.listen_tls) if config.listen_tls is not None else None
         self._fetch_tls = upstream_context(config.upstream_tls, alpn=("http/1.1",))
         self._tasks: set[asyncio.Task[None]] = set()
+        self._rendering = asyncio.Lock()
         self._listeners: list[asyncio.Server] = []
 
         # The way up.
@@ -289,7 +293,9 @@ class Proxy:
         }
 
     async def _own_metrics(self) -> bytes:
-        return await self._loop.run_in_executor(None, metrics.render, await self._siblings.figures())
+        figures = await self._siblings.figures()
+        async with self._rendering:
+            return await self._loop.run_in_executor(None, _render, figures)
 
     def _tls_of(self, endpoint: Endpoint) -> ssl.SSLContext | None:
         wanted = self._config.upstream_tls.wanted if endpoint.secure is None else endpoint.secure
@@ -315,6 +321,12 @@ def namespaces_file(config: Config) -> NamespacesFile:
         raise StartFailed(str(error)) from None
 
 
+def _render(figures: Figures) -> bytes:
+    from proxy.metrics_page import render  # with a large library
+
+    return render(figures)
+
+
 def server_limits(config: Config) -> ServerLimits:
     """The wire's limits towards clients."""
     return ServerLimits(
@@ -335,6 +347,7 @@ def dialing(config: Config) -> Dialing:
         keepalive_without_streams=config.keepalive.permit_without_stream,
         connect_timeout_s=CONNECT_TIMEOUT_S,
         backoff_max_s=BACKOFF_MAX_S,
+        waiting_calls=WAITING_CALLS,
     )
     tls = upstream_context(config.upstream_tls)
     return Dialing(limits, tls if config.upstream_tls.wanted else None, tls)
