@@ -249,7 +249,7 @@ class Relay:
         now = self._loop.time()
         if not self._give_up_at:
             self._give_up_at = now + PATIENCE_S
-        return now < self._give_up_at and (self._deadline_at is None or now < self._deadline_at)
+        return now < self._give_up_at
 
 
 class _Replies:

@@ -227,8 +227,8 @@ class Upstream:
         now = self._loop.time()
         if not ticket.give_up_at:
             ticket.give_up_at = now + PATIENCE_S
-        if now >= ticket.give_up_at or (ticket.deadline_at is not None and now >= ticket.deadline_at):
-            return False
+        if now >= ticket.give_up_at:
+            return False  # a call whose own deadline has passed goes on, and ends by that at once
         ticket.settled(ticket)
         ticket.restart()
         ticket.channel = channel
