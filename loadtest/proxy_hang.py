@@ -94,16 +94,25 @@ async def _until_done(clients: Sequence[Watching], what: str, wanted: int, deadl
         client.done.clear()
 
 
+Figures = dict[str, float | int]
+
+
 async def watch_all(
-    proxy: Server, clients: int, watches: int, timeout_s: float, at_once: int = 200
-) -> dict[str, float | int]:
-    """Runs the load, with the creates of `at_once` clients under way at a time; the figures. Raises HangError."""
+    proxy: Server, clients: int, watches: int, timeout_s: float, at_once: int = 200, figures: Figures | None = None
+) -> Figures:
+    """Runs the load, with the creates of `at_once` clients under way at a time; the figures.
+
+    Raises HangError; `figures`, when given, then has those that there are.
+    """
+    figures = {} if figures is None else figures
     loop = asyncio.get_running_loop()
     creates = b"".join(
         grpc.frame(WatchRequest(create_request=WatchCreateRequest(key=key_of(number))).SerializeToString())
         for number in range(watches)
     )
+    count = figures["watches"] = clients * watches
     idle_bytes = processes.pss_bytes(proxy.pid)
+    figures["proxy MiB idle"] = round(idle_bytes / MIB, 1)
     watching: list[Watching] = []
     writer = Channel(proxy.address)
     try:
@@ -113,27 +122,21 @@ async def watch_all(
             wave = [Watching(proxy.address, creates, watches) for _ in range(min(at_once, clients - len(watching)))]
             watching += wave
             await _until_done(wave, "created", len(wave) * watches, deadline)
-        created_s = time.perf_counter() - began
+        figures["seconds to create"] = round(time.perf_counter() - began, 2)
         created_bytes = processes.pss_bytes(proxy.pid)
+        figures["proxy MiB with all watches"] = round(created_bytes / MIB, 1)
+        figures["proxy bytes per watch"] = round((created_bytes - idle_bytes) / count)
         cpu_before = processes.cpu_s(proxy.pid)
         began = time.perf_counter()
         deadline = loop.time() + timeout_s
         for number in range(watches):
             await writer.unary("/etcdserverpb.KV/Put", put_request(key_of(number), b"v"), timeout_s=timeout_s)
-        await _until_done(watching, "events", clients * watches, deadline)
-        events_s = time.perf_counter() - began
-        count = clients * watches
-        return {
-            "watches": count,
-            "seconds to create": round(created_s, 2),
-            "seconds to the last event": round(events_s, 2),
-            "proxy CPU us per event": round((processes.cpu_s(proxy.pid) - cpu_before) / count * 1e6, 2),
-            "proxy MiB idle": round(idle_bytes / MIB, 1),
-            "proxy MiB with all watches": round(created_bytes / MIB, 1),
-            "proxy MiB after the events": round(processes.pss_bytes(proxy.pid) / MIB, 1),
-            "proxy bytes per watch": round((created_bytes - idle_bytes) / count),
-        }
+        await _until_done(watching, "events", count, deadline)
+        figures["seconds to the last event"] = round(time.perf_counter() - began, 2)
+        figures["proxy CPU us per event"] = round((processes.cpu_s(proxy.pid) - cpu_before) / count * 1e6, 2)
+        return figures
     finally:
+        figures["proxy MiB at the end"] = round(processes.pss_bytes(proxy.pid) / MIB, 1)
         for client in watching:
             await client.close()
         await writer.close()
@@ -150,13 +153,20 @@ def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     kind = Kind(args.kind)
+    figures: Figures = {}
+    failure = ""
     with (
         running(kind) as member,
         running_proxy(kind, [member.address]) as proxy,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        figures = runner.run(watch_all(proxy, args.clients, args.watches, args.timeout_s, args.at_once))
-    print(json.dumps({"kind": kind.value, **figures}, indent=2))
+        try:
+            runner.run(watch_all(proxy, args.clients, args.watches, args.timeout_s, args.at_once, figures))
+        except HangError as error:
+            failure = str(error)
+    print(json.dumps({"kind": kind.value, **figures, "failure": failure}, indent=2))
+    if failure:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

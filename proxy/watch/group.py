@@ -128,7 +128,7 @@ class Group:
             self.home.count_events(batch.reply.events, count_of(ids))
             rest = give(stream.wire, ids, wanted.reply)
             if rest is not None:
-                stream.park(self, rest, next_revision)
+                stream.park(self, rest, max(next_revision, batch.first))
                 given = without(ids, rest)
                 if given is not None:
                     stream.park(self, given, batch.last + 1)
@@ -242,7 +242,7 @@ class Group:
             self.floor = batch.last
         for stream, rest in missed:
             live.take(stream, rest)
-            stream.park(self, rest, before + 1)
+            stream.park(self, rest, batch.first)
         self._promote()
 
     def _give_later(self, batch: Batch) -> None:
@@ -273,7 +273,7 @@ class Group:
         self.home.count_events(batch.reply.events, cohort.size)
         for stream, rest in cohort.deliver(batch):
             cohort.take(stream, rest)
-            stream.park(self, rest, cohort.next)
+            stream.park(self, rest, max(cohort.next, batch.first))
 
     def _promote(self) -> None:
         """Those whose first revision is the next one are live."""

@@ -164,3 +164,22 @@ def test_a_stalled_upstream_stream_gets_what_it_is_owed_when_it_takes_it(world: 
     world.run()
     assert revisions(clients[1].take()) == [at]
     assert world.upstream_watches == 3
+
+
+def test_a_future_start_that_is_missed_is_not_held_against_it(
+    world: ProxyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It needs nothing from before its start, however long the group's position had stood still."""
+    monkeypatch.setattr(group, "KEPT_BYTES", 0)
+    client = slow(world, start_revision=20)
+    client.create(b"other")
+    world.run()
+    client.take()
+    at = world.put(b"other", value=b"v" * 400)
+    world.settle()  # full
+    while world.store.revision < 19:
+        world.put(b"third")
+    first = world.put()
+    world.settle()
+    world.compact(first - 2)
+    assert drained(world, client) == [at, first]
