@@ -31,9 +31,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def proxied_server(kvorum_server: Server) -> Iterator[Server]:
-    """The shared kvorum, behind a gateway and a proxy."""
-    with start_behind(kvorum_server) as proxy:
+def proxied_server(request: pytest.FixtureRequest) -> Iterator[Server | behind_proxy.Elsewhere]:
+    """The shared kvorum, behind a gateway and a proxy; or the proxy that KVORUM_PROXY names."""
+    if behind_proxy.ELSEWHERE:
+        yield behind_proxy.Elsewhere(behind_proxy.ELSEWHERE)
+        return
+    with start_behind(request.getfixturevalue("kvorum_server")) as proxy:
         yield proxy
 
 
