@@ -108,6 +108,8 @@ def check(config: Config) -> None:
         raise StartFailed("selfSignedCertValidity is invalid,it should be greater than 0")
     if config.namespace and config.namespaces_file:
         raise StartFailed("--namespace and --namespaces-file cannot be used together")
+    if config.leasing_prefix and config.namespaces_file:
+        raise StartFailed("--experimental-leasing-prefix and --namespaces-file cannot be used together")
     if config.workers < 1:
         raise StartFailed(f"invalid workers {config.workers}")
     if config.workers > 1 and (_ends_in_port_0(config.listen_addr) or config.listen_addr.startswith("unix:")):

@@ -33,6 +33,8 @@ SERIES: Final[dict[str, Series]] = {
     "etcd_grpc_proxy_events_coalescing_total": Series(True, "Total number of events coalescing"),
     "etcd_grpc_proxy_watchers_coalescing_total": Series(False, "Total number of current watchers coalescing"),
     "kvorum_grpc_proxy_cache_bytes": Series(False, "Bytes of the cached replies"),
+    "kvorum_grpc_proxy_leasing_keys": Series(False, "Keys that the proxy owns"),
+    "kvorum_grpc_proxy_leasing_hits_total": Series(True, "Reads answered from owned keys"),
     "kvorum_grpc_proxy_endpoint_changes_total": Series(True, "Times that another endpoint came into use"),
     "kvorum_grpc_proxy_endpoint_serving": Series(False, "1 while the endpoint in use is not known to be down"),
     "kvorum_grpc_proxy_client_connections": Series(False, "Open connections of clients"),

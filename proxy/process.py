@@ -27,6 +27,8 @@ from proxy.calls import Relays
 from proxy.config import Config, StartFailed
 from proxy.kv import KvService
 from proxy.lease.keep_alive import KeepAliveService
+from proxy.leasing.guards import LeasingKeys
+from proxy.leasing.way import LeasingWay
 from proxy.listeners import BACKLOG, Place
 from proxy.metrics import Figures, Measure
 from proxy.pages import Pages
@@ -138,9 +140,19 @@ class Proxy:
         self.callers = Callers(config.namespace.encode(), tenants, tokens)
         self.cache = RangeCache()
         learner = Learner(self.cache)
-        way = LearningUpstream(self.upstream, learner)
+        self.leasing: LeasingWay | None = None
+        if config.leasing_prefix:
+            self.leasing = LeasingWay(
+                self.upstream,
+                LeasingKeys(config.namespace.encode(), config.leasing_prefix.encode()),
+                now=loop.time,
+                call_later=loop.call_later,
+                logger=logger,
+            )
+        way = LearningUpstream(self.leasing or self.upstream, learner)
         self.relays = Relays(way, self.callers)
-        reads = CachedReads(way, self.callers, learner, ordered=config.serializable_ordering)
+        owned = self.leasing.read if self.leasing is not None else None
+        reads = CachedReads(way, self.callers, learner, ordered=config.serializable_ordering, owned=owned)
         self.keep_alives = KeepAliveService(
             way, self.callers, now=loop.time, call_soon=loop.call_soon, call_later=loop.call_later
         )
@@ -187,6 +199,10 @@ class Proxy:
             self._at_reload.append(tenancy.reload)
             self._measures.append(tenancy.figures)
 
+        if self.leasing is not None:
+            self._at_stop.append(self.leasing.stop)
+            self._measures.append(self.leasing.figures)
+
         unary: dict[str, UnaryHandler] = {}
         streams: dict[str, StreamOpen] = {}
         for service in services:
@@ -211,6 +227,8 @@ class Proxy:
             self._registry.start()
         if self._registration is not None:
             self._registration.start()
+        if self.leasing is not None:
+            self.leasing.start()
         await self._siblings.open()
         await self._open(self.server, worker.clients, self._listen_tls)
         if worker.metrics is not None:

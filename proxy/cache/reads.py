@@ -122,11 +122,21 @@ class CachedReads:
     believed: the read is repeated as a linearizable one, which sees whatever was shown before it began.
     """
 
-    def __init__(self, upstream: Way, callers: Callers, learner: Learner, *, ordered: bool) -> None:
+    def __init__(
+        self,
+        upstream: Way,
+        callers: Callers,
+        learner: Learner,
+        *,
+        ordered: bool,
+        owned: Callable[[bytes], bytes | None] | None = None,
+    ) -> None:
+        """`owned` gives the reply to a read of a key that this proxy owns, or None."""
         self._call = upstream.call
         self._resolve = callers.resolve_or_wait
         self._learner = learner
         self._ordered = ordered
+        self._owned = owned
 
     def unary(self) -> dict[str, UnaryHandler]:
         """The handler, by path."""
@@ -146,6 +156,11 @@ class CachedReads:
         serializable = False
         # Whoever asks for a leader is to be told when there is none: that only a member knows (WP10).
         if not caller.hasleader:
+            if self._owned is not None and not caller.token:
+                reply = self._owned(request)
+                if reply is not None:
+                    self._show(connection, stream_id, passage, 0, "", reply)
+                    return
             kept, serializable = learner.ask(caller.token, caller.prefix, message, connection.now)
             if kept is not None:
                 if passage is not None:
@@ -177,14 +192,23 @@ class CachedReads:
             done = partial(self._answered, connection, stream_id, head, caller, message, request, passage, 0)
             self._call(RANGE, linearizable(request), done, caller.metadata, head.timeout_s)
             return
-        shown = reply
-        if passage is not None:
-            code, text, shown = passage.settle(code, text, reply)
-        if code:
-            connection.fail(stream_id, code, text)
+        shown = self._show(connection, stream_id, passage, code, text, reply)
+        if shown is None:
             return
-        connection.reply(stream_id, shown)
         if not caller.hasleader:
             learner.on_range(caller.token, caller.prefix, message, request, reply, shown, connection.now)
         else:
             learner.cache.saw(header_revision(reply))
+
+    @staticmethod
+    def _show(
+        connection: ServerConnection, stream_id: int, passage: Passage | None, code: int, text: str, reply: bytes
+    ) -> bytes | None:
+        """Answers the client; the reply that it gets, or None for an error."""
+        if passage is not None:
+            code, text, reply = passage.settle(code, text, reply)
+        if code:
+            connection.fail(stream_id, code, text)
+            return None
+        connection.reply(stream_id, reply)
+        return reply

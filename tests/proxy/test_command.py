@@ -169,6 +169,10 @@ def test_generated_certificates_lie_in_the_data_directory(started: list[Config])
         (["--experimental-enable-grpc-logging"], "--experimental-enable-grpc-logging is not supported"),
         (["--metrics-addr=127.0.0.1:1"], 'cannot parse "127.0.0.1:1": '),
         (["--namespace=a", "--namespaces-file=f"], "--namespace and --namespaces-file cannot be used together"),
+        (
+            ["--experimental-leasing-prefix=p", "--namespaces-file=f"],
+            "--experimental-leasing-prefix and --namespaces-file cannot be used together",
+        ),
         (["--workers=0"], "invalid workers 0"),
         (["--workers=2", "--listen-addr=127.0.0.1:0"], "--workers=2 needs a --listen-addr with a port"),
     ],

@@ -20,13 +20,14 @@ from kvorum.pb.rpc_pb2 import (
     RangeRequest,
     RangeResponse,
     RequestOp,
+    ResponseHeader,
     TxnRequest,
     TxnResponse,
 )
 from proxy.cache.learning import RANGE
 from proxy.leasing import ownership as ownership_module
-from proxy.leasing.guards import MAX_GUARDS, LeasingKeys, guarded, prefix_end, targets
-from proxy.leasing.ownership import BLOCKED_S
+from proxy.leasing.guards import MAX_GUARDS, LeasingKeys, give_up, guarded, prefix_end, targets
+from proxy.leasing.ownership import BLOCKED_S, Ownership
 from proxy.leasing.session import MARGIN, TTL_S
 from proxy.leasing.way import DELETE_RANGE, PUT, TXN
 from tests.proxy.leasing.simulated import Clock, Cluster, Proxy, Upstream
@@ -381,6 +382,81 @@ def test_a_transaction_of_many_keys_guards_their_whole_range() -> None:
     assert (keys, ranges) == ([], [(b"k000", b"k119\0")])
     request = guarded(operation, [], ranges, leasing, [])
     assert len(request.compare) == len(request.failure) == 1
+
+
+def test_a_deletion_that_comes_late_leaves_the_key_of_a_later_ownership(world: World) -> None:
+    one, _ = world.proxies
+    get(one, b"k")
+    (first,) = world.cluster.model.within(b"leasing/k", b"")
+    deletion = give_up([(b"leasing/k", first.create_revision)]).SerializeToString()
+    assert TxnResponse.FromString(world.cluster.execute(TXN, deletion)).succeeded
+    world.clock.run_for(1.0)
+    get(one, b"k")
+    assert not TxnResponse.FromString(world.cluster.execute(TXN, deletion)).succeeded
+    assert world.leasing_keys() == [b"leasing/k"] and one.owns(b"k") is not None
+
+
+def state(value: bytes) -> KeyValue:
+    return KeyValue(key=b"k", value=value)
+
+
+def owning() -> Ownership:
+    ownership = Ownership()
+    ownership.lease, ownership.valid_until = 7, 10.0
+    assert ownership.begin_acquire(b"k", 0.0)
+    assert ownership.acquired(b"k", 7, ResponseHeader(revision=5), state(b"0")) is None
+    return ownership
+
+
+def test_nothing_is_owned_longer_than_the_lease_surely_lives() -> None:
+    ownership = owning()
+    assert ownership.read(b"k", 9.9) is not None
+    assert ownership.read(b"k", 10.0) is None
+    assert not ownership.begin_acquire(b"l", 10.0)
+    ownership.end_all()
+    assert not ownership.begin_acquire(b"l", 0.0)
+
+
+def test_answers_to_writes_may_come_in_any_order() -> None:
+    ownership = owning()
+    ownership.begin_write([b"k"])
+    ownership.begin_write([b"k"])
+    ownership.wrote(b"k", 5, ResponseHeader(revision=7), state(b"2"))
+    ownership.end_write([(b"k", 5)])
+    assert ownership.read(b"k", 0.0) is None  # the other is still under way
+    ownership.wrote(b"k", 5, ResponseHeader(revision=6), state(b"1"))
+    ownership.end_write([(b"k", 5)])
+    kept = ownership.read(b"k", 0.0)
+    assert kept is not None and RangeResponse.FromString(kept).kvs[0].value == b"2"
+
+
+def test_the_end_of_an_earlier_ownership_leaves_a_later_one() -> None:
+    ownership = owning()
+    assert not ownership.end(b"k", 5)
+    assert ownership.read(b"k", 0.0) is not None
+    assert ownership.end(b"k", 6)
+    assert ownership.ended_after(b"k", 5) and not ownership.ended_after(b"k", 6)
+
+
+def test_ends_of_ownership_that_are_forgotten_count_for_all_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership_module, "MAX_REMEMBERED", 1)
+    ownership = owning()
+    ownership.end(b"k", 6)
+    ownership.end(b"l", 7)  # of k nothing is known any more
+    assert ownership.begin_acquire(b"k", 0.0)
+    ownership.acquired(b"k", 7, ResponseHeader(revision=6), state(b"late"))
+    assert ownership.read(b"k", 0.0) is None
+    assert ownership.begin_acquire(b"k", 0.0)
+    ownership.acquired(b"k", 7, ResponseHeader(revision=8), state(b"new"))
+    assert ownership.read(b"k", 0.0) is not None
+
+
+def test_while_a_range_is_written_nothing_is_acquired() -> None:
+    ownership = owning()
+    assert ownership.begin_range_write(b"a", b"z") == [(b"k", 5)]
+    assert not ownership.begin_acquire(b"k", 0.0)
+    ownership.end_range_write()
+    assert ownership.begin_acquire(b"k", 0.0)
 
 
 KEYS = (b"a", b"a/1", b"a/2", b"b")
