@@ -224,5 +224,5 @@ def is_address(host: str) -> bool:
 
 def _error_text(dial: _Dial, code: int) -> str:
     place = f"[{dial.address}]" if ":" in dial.address else dial.address
-    reason = "i/o timeout" if code == errno.ETIMEDOUT else os.strerror(code).lower()
+    reason = "i/o timeout" if code == errno.ETIMEDOUT else f"connect: {os.strerror(code).lower()}"
     return f"dial tcp {place}:{dial.port}: {reason}"

@@ -15,13 +15,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import FrameType
 from typing import Final, NamedTuple
 
 from gateway.balance import Balance, Endpoint
 from gateway.config import Config, Listen, StartFailed, check_endpoints, read_endpoints, read_listen_addr
 from gateway.dial import NO_ROOM, Dialer, prepare
 from gateway.relay import Relay
-from kvorum.durations import format_duration
 from kvorum.init_daemon import notify_ready
 from kvorum.log import Logger
 
@@ -100,14 +100,13 @@ class Gateway:
         self._signals: list[int] = []
 
     def run(self) -> int:
-        """Serve; gives the signal that ended it."""
+        """Serve; gives the signal that ended it. No later one ends the process: the handlers stay."""
         woken, wake = socket.socketpair()
         with woken, wake:
             woken.setblocking(False)
             wake.setblocking(False)
-            previous = [
-                signal.signal(number, lambda number, _: self._signals.append(number)) for number in STOP_SIGNALS
-            ]
+            for number in STOP_SIGNALS:
+                signal.signal(number, self._on_signal)
             signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
             self._epoll.register(woken.fileno(), select.EPOLLIN)
             try:
@@ -118,10 +117,11 @@ class Gateway:
                 self._stop()
             finally:
                 signal.set_wakeup_fd(-1)
-                for number, handler in zip(STOP_SIGNALS, previous, strict=True):
-                    signal.signal(number, handler)
                 self._close()
         return self._signals[0]
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        self._signals.append(number)
 
     def _turn(self, until_s: float) -> None:
         """Wait for events, until `until_s` at the longest, and handle them."""
@@ -249,8 +249,8 @@ class Gateway:
         self._log.info("activated", address=str(self._balance.endpoints[place]))
 
     def _tell_inactive(self, msg: str, place: int, error: str) -> None:
-        interval = format_duration(round(self._retry_delay_s * 1e9))
-        self._log.warn(msg, address=str(self._balance.endpoints[place]), interval=interval, error=error)
+        address = str(self._balance.endpoints[place])
+        self._log.warn(msg, address=address, interval=self._retry_delay_s, error=error)
 
     def _stop(self) -> None:
         """End all connections; what was read is still sent. A second signal ends them at once."""

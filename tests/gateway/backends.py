@@ -13,8 +13,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import orjson
+import pytest
 
-from loadtest.launcher import wait_until
+from loadtest.launcher import Kind, Port, reference_tool, wait_until
+from tests.servers import SUBJECT
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 30.0
@@ -101,42 +103,39 @@ class Backend:
             self._open.discard(connection)
 
 
-class GatewayProcess:
-    """`python -m gateway start` on a port of its own, with these flags besides; its log is kept in `directory`."""
+ours_alone = pytest.mark.skipif(SUBJECT is Kind.REFERENCE, reason="the reference does otherwise (decision 0014)")
 
-    def __init__(
-        self, directory: Path, *flags: str, ready: bool = True, fds: int | None = None, command: tuple[str, ...] = ()
-    ) -> None:
+PROGRAMS = {
+    Kind.KVORUM: [sys.executable, "-m", "gateway"],
+    Kind.REFERENCE: [str(reference_tool("etcd")), "gateway"],
+}
+
+
+class GatewayProcess:
+    """`gateway start` on a port of its own, with these flags besides; its log is kept in `directory`.
+
+    It is kvorum's, or what KVORUM_SUBJECT puts in its place.
+    """
+
+    def __init__(self, directory: Path, *flags: str, fds: int | None = None) -> None:
         self.log_path = directory / "gateway.log"
+        self._port = Port()
+        self.address = ("127.0.0.1", self._port.number)
         limit = ["prlimit", f"--nofile={fds}"] if fds is not None else []
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [
-                    *limit,
-                    sys.executable,
-                    "-m",
-                    *(command or ("gateway",)),
-                    "start",
-                    "--listen-addr=127.0.0.1:0",
-                    *flags,
-                ],
+                [*limit, *PROGRAMS[SUBJECT], "start", f"--listen-addr=127.0.0.1:{self._port.number}", *flags],
                 cwd=directory,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
-        if ready:
-            try:
-                self.wait_for(READY)
-            except BaseException:
-                self.close()
-                raise
-
-    @property
-    def address(self) -> tuple[str, int]:
-        host, _, port = str(self.lines(READY)[0]["listen-addr"]).rpartition(":")
-        return host, int(port)
+        try:
+            self.wait_for(READY)
+        except BaseException:
+            self.close()
+            raise
 
     def connect(self) -> socket.socket:
         connection = socket.create_connection(self.address, TIMEOUT_S)
@@ -145,7 +144,8 @@ class GatewayProcess:
 
     def lines(self, msg: str = "") -> list[dict[str, Any]]:
         """The log's lines; those with this message, if one is given."""
-        lines = [orjson.loads(line) for line in self.log_path.read_bytes().splitlines() if line.startswith(b"{")]
+        whole = self.log_path.read_bytes().rpartition(b"\n")[0]
+        lines = [orjson.loads(line) for line in whole.splitlines() if line.startswith(b"{")]
         return [line for line in lines if not msg or line["msg"] == msg]
 
     def wait_for(self, msg: str, count: int = 1) -> list[dict[str, Any]]:
@@ -164,6 +164,7 @@ class GatewayProcess:
     def close(self) -> None:
         self.process.kill()
         self.process.wait(TIMEOUT_S)
+        self._port.release()
 
     def __enter__(self) -> Self:
         return self
@@ -181,8 +182,16 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 def ask(gateway: GatewayProcess, message: bytes) -> bytes:
-    """Send, say that this was all, and read all."""
+    """Send, and read as much or to the end."""
     with gateway.connect() as connection:
         connection.sendall(message)
-        connection.shutdown(socket.SHUT_WR)
-        return read_all(connection)
+        return read(connection, len(message))
+
+
+def read(connection: socket.socket, size: int) -> bytes:
+    """So many bytes, or all up to the end."""
+    chunks = []
+    while size and (chunk := connection.recv(min(size, 1 << 16))):
+        chunks.append(chunk)
+        size -= len(chunk)
+    return b"".join(chunks)

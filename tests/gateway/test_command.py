@@ -1,11 +1,13 @@
 """The command line of the gateway: what is refused, and how (behaviour GW5)."""
 
 import socket
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 from gateway import command
+from loadtest.launcher import reference_tool
 
 OWN = (
     "SRV or endpoint (127.0.0.1:23790->127.0.0.1:23790) should not resolve to the gateway listen addr (127.0.0.1:23790)"
@@ -118,3 +120,37 @@ def test_an_unknown_command_is_an_error(capfd: pytest.CaptureFixture[str]) -> No
     ran = Ran(capfd, "stop")
     assert ran.code == 1
     assert ran.error.startswith("Error: No such command 'stop'.\nUsage: kvorum gateway")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--endpoints=127.0.0.1:23790"],
+        ["--endpoints=127.0.0.1:1,b"],
+        ["--endpoints="],
+        ["--listen-addr=x"],
+        ["--listen-addr=:23790"],
+        ["--endpoints=http://127.0.0.1:2379", "--listen-addr=localhost:2379"],
+        ["--listen-addr=127.0.0.1:70000"],
+        ["--listen-addr=192.0.2.1:1"],
+        ["--nope"],
+        ["--retry-delay=x"],
+        ["--insecure-discovery=x", "--listen-addr=x"],
+        ["--insecure-discovery", "x", "--listen-addr=x"],
+    ],
+)
+def test_the_reference_says_the_same(capfd: pytest.CaptureFixture[str], flags: list[str]) -> None:
+    """Its first line that is no line of the log, on either stream, and its exit code."""
+    program = [str(reference_tool("etcd")), "gateway", "start", *flags]
+    reference = subprocess.run(
+        program,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    lines = [line for line in reference.stdout.splitlines() if not line.startswith("{")]
+    ran = Ran(capfd, "start", *flags)
+    assert (ran.code, ran.error.splitlines()[0]) == (reference.returncode, lines[0])

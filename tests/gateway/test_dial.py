@@ -89,7 +89,7 @@ def test_an_address_is_dialed_without_a_lookup(bench: Bench, backend: Backend) -
 
 
 def test_a_refusal_is_told_as_it_is(bench: Bench, backend: Backend) -> None:
-    refused = f"dial tcp {UNUSED}:{backend.port}: connection refused"
+    refused = f"dial tcp {UNUSED}:{backend.port}: connect: connection refused"
     assert bench.result(UNUSED, backend.port) == ("", refused, False)
 
 
