@@ -3,6 +3,7 @@
 And when there is room again, the member goes on by itself; only the alarm has to be disarmed (MA14).
 """
 
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,8 @@ from kvorum.pb.rpc_pb2 import (
     StatusRequest,
 )
 from loadtest import processes
-from loadtest.launcher import Server, wait_until
+from loadtest.cluster import Cluster
+from loadtest.launcher import READY_TIMEOUT_S, Kind, Server, wait_until
 from node.raft.wal.segment import SEGMENT_BYTES
 from tests.calls import OK, Api
 from tests.crash.small_disk import ServerOnDisk, SmallDisk, on_small_disk
@@ -172,6 +174,32 @@ def test_a_log_without_room_for_a_segment_refuses(tmp_path: Path) -> None:
             server.restart()
         with Api(server.address) as api:
             assert api(RangeRequest(key=b"probe")).count == 1
+
+
+def test_a_leader_without_room_for_its_log_hands_on_to_one_that_has_some(tmp_path: Path) -> None:
+    """The log lies on a disk of its own, so no alarm is raised; the others go on, and it catches up when it can."""
+    with contextlib.ExitStack() as stack:
+        disk = SmallDisk(tmp_path / "disk", 100 * MIB)
+        stack.callback(disk.close)
+        cluster = Cluster(Kind.KVORUM, tmp_path)
+        stack.callback(cluster.close)
+        first, second, _ = cluster.members
+        first.flags["wal-dir"] = str(disk.outside / "wal")
+        cluster.start()
+        if cluster.wait_for_leader() is not first:
+            cluster.move_leader(first, READY_TIMEOUT_S)
+        api = stack.enter_context(Api(first.address))
+        logged_bytes = 0
+        while api.status(DeleteRangeRequest(key=b"n" * 1_400_000)) == OK:
+            logged_bytes += 1_400_000
+            assert logged_bytes < 200 * MIB
+        assert cluster.wait_for_leader(lambda member: member is not first)
+        with Api(second.address) as others:
+            others(PutRequest(key=b"a", value=b"1"))
+            assert alarms(others) == []
+        disk.resize(300 * MIB)
+        assert api(RangeRequest(key=b"a")).kvs[0].value == b"1"
+        api(PutRequest(key=b"a", value=b"2"))
 
 
 def test_a_start_on_a_full_disk_waits_for_room(roomy: tuple[SmallDisk, ServerOnDisk]) -> None:
