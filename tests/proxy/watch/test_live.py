@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 import uvloop
 
+from kvorum import errors
 from kvorum.errors import ApiError
 from kvorum.pb.mvcc_pb2 import Event
 from kvorum.pb.rpc_pb2 import (
@@ -21,9 +22,9 @@ from kvorum.pb.rpc_pb2 import (
     WatchResponse,
 )
 from loadtest.cluster import Cluster
-from loadtest.launcher import Server
+from loadtest.launcher import Server, wait_until
 from loadtest.proxy_hang import watch_all
-from tests.calls import Api, WatchStream
+from tests.calls import OK, Api, WatchStream
 from tests.servers import start_kvorum_cluster, start_proxy
 
 PREFIX, END = b"live-watch/", b"live-watch0"
@@ -173,6 +174,31 @@ def test_members_that_go_cost_no_watcher_a_revision(cluster: Cluster, how: str) 
         finally:
             for stream in (*live, *late):
                 stream.close()
+
+
+def test_WP11_WP12_a_cluster_without_a_leader_ends_the_streams_that_want_one_and_no_other(cluster: Cluster) -> None:
+    key = PREFIX + b"leader"
+    with (
+        start_proxy(cluster.addresses) as proxy,
+        Api(proxy.address) as api,
+        api.watch([("hasleader", "true")]) as wanting,
+        api.watch() as patient,
+    ):
+        for stream in (wanting, patient):
+            stream.send(create(key=key))
+            stream.wait(lambda replies: replies)
+        for member in cluster.members[:2]:
+            member.kill()
+        assert wanting.ended(60.0) == errors.NO_LEADER
+        assert patient.status is None
+        for member in cluster.members[:2]:
+            member.launch()
+        for member in cluster.members[:2]:
+            wait_until(member.is_ready, "a member to be back")
+        wait_until(lambda: api.status(PutRequest(key=key), timeout_s=10.0) == OK, "a write to be made")
+        patient.wait(lambda replies: events_of(replies), 60.0)
+        revisions = [event.kv.mod_revision for event in events_of(patient.replies)]
+        assert revisions == sorted(set(revisions))
 
 
 def wait_for_more(stream: WatchStream, count: int) -> None:
