@@ -7,7 +7,10 @@ from what the group has kept, or catches up by an upstream watch of its own and 
 
 from __future__ import annotations
 
+import sys
 from collections import deque
+from collections.abc import Iterator
+from heapq import heappop, heappush
 from typing import Final, Protocol
 
 from kvorum.pb.rpc_pb2 import WatchResponse
@@ -21,6 +24,8 @@ KEPT_BYTES: Final = 4 << 20
 
 ALL_KEPT_BYTES: Final = 64 << 20
 """The same of all groups. At either the oldest go; those who need them catch up from upstream."""
+
+_STALE_STARTS: Final = 64
 
 
 class Home(Protocol):
@@ -54,6 +59,7 @@ class Group:
     __slots__ = (
         "__weakref__",
         "_kept_bytes",
+        "_starts",
         "behind",
         "floor",
         "holds",
@@ -76,6 +82,8 @@ class Group:
         """Everything up to this revision has been given to the live watches; 0: nobody has joined yet."""
         self.live = Cohort(self, Place.LIVE, 0)
         self.later: dict[int, Cohort] = {}
+        self._starts: list[int] = []
+        """A heap of what `later` has, and of what it had."""
         self.behind: dict[int, Cohort] = {}
         """By the revision each needs next."""
         self.kept: deque[Batch] = deque()
@@ -114,10 +122,25 @@ class Group:
         if next_revision <= self.position + 1:
             self.live.add(stream, ids)
             return
-        cohort = self.later.get(next_revision)
+        self._later_cohort(next_revision).add(stream, ids)
+
+    def _later_cohort(self, start: int) -> Cohort:
+        cohort = self.later.get(start)
         if cohort is None:
-            cohort = self.later[next_revision] = Cohort(self, Place.LATER, next_revision)
-        cohort.add(stream, ids)
+            cohort = self.later[start] = Cohort(self, Place.LATER, start)
+            heappush(self._starts, start)
+            if len(self._starts) > 2 * len(self.later) + _STALE_STARTS:
+                self._starts = sorted(self.later)
+        return cohort
+
+    def _take_later(self, last: int) -> Iterator[tuple[int, Cohort]]:
+        """Takes out the cohorts that begin with a revision up to `last`, in order."""
+        starts = self._starts
+        while starts and starts[0] <= last:
+            start = heappop(starts)
+            cohort = self.later.pop(start, None)
+            if cohort is not None:
+                yield start, cohort
 
     def _replay(self, stream: Watcher, ids: Ids, next_revision: int) -> None:
         """Gives what is kept from a revision on; then the watches are live."""
@@ -247,26 +270,17 @@ class Group:
 
     def _give_later(self, batch: Batch) -> None:
         """Those whose first revision has come, or lies within the batch."""
-        for start in sorted(self.later):
-            if start > batch.last:
-                return
-            cohort = self.later.pop(start)
+        within: list[Cohort] = []
+        for start, cohort in self._take_later(batch.last):
             if start <= batch.first:
                 self.live.absorb(cohort)
                 continue
             part = batch.since(start)
             assert part is not None
             self._serve(cohort, part)
-            # the live ones are given the batch next, which these have had
-            cohort.next = batch.last + 1
-            self.later[cohort.next] = self._merged(self.later.get(cohort.next), cohort)
-
-    @staticmethod
-    def _merged(one: Cohort | None, other: Cohort) -> Cohort:
-        if one is None:
-            return other
-        one.absorb(other)
-        return one
+            within.append(cohort)
+        for cohort in within:  # the live ones are given the batch next, which these have had
+            self._later_cohort(batch.last + 1).absorb(cohort)
 
     def _serve(self, cohort: Cohort, batch: Batch) -> None:
         """Gives a batch to a cohort other than the live one; what its streams do not take is parked."""
@@ -278,10 +292,8 @@ class Group:
     def _promote(self) -> None:
         """Those whose first revision is the next one are live."""
         if self.later:
-            for start in sorted(self.later):
-                if start > self.position + 1:
-                    return
-                self.live.absorb(self.later.pop(start))
+            for _, cohort in self._take_later(self.position + 1):
+                self.live.absorb(cohort)
 
     def on_progress(self, revision: int) -> None:
         """The group's upstream watch has given everything up to a revision."""
@@ -343,8 +355,7 @@ class Group:
         if not compacted or compacted > self.position + 1:
             ended.append(self.live)
             self.live = Cohort(self, Place.LIVE, 0)
-        due = [start for start in sorted(self.later) if not compacted or start < compacted]
-        ended += [self.later.pop(start) for start in due]
+        ended += [cohort for _, cohort in self._take_later(compacted - 1 if compacted else sys.maxsize)]
         if compacted > self.position + 1:
             self.forget_kept()
             self.position = self.floor = compacted - 1

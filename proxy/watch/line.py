@@ -103,6 +103,11 @@ class Line:
     def is_open(self) -> bool:
         return self._stream is not None
 
+    @property
+    def is_asking(self) -> bool:
+        """Whether a progress request is open."""
+        return self._first_open_request > 0
+
     def open(self) -> None:
         """Opens the stream and creates all watches on it."""
         assert self._stream is None

@@ -317,7 +317,8 @@ class Session:
         """A client asks up to where all its watches are complete."""
         if stream.watches:  # WP7
             self._waiting[stream] = (self._shared.now() + PROGRESS_PATIENCE_S, self._live.requests)
-            self._ask_progress_soon()
+            if not self._live.is_asking or "progress" not in self._timers:
+                self._ask_progress_soon()
 
     def _ask_progress_soon(self) -> None:
         self._progress_pause_s = PROGRESS_FIRST_S

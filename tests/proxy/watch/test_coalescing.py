@@ -232,3 +232,35 @@ def test_a_put_answered_before_a_create_is_not_an_event_of_it(world: ProxyWorld)
     world.run()
     (created,) = client.take()
     assert created.header.revision == at
+
+
+def test_progress_requests_share_one_upstream(world: ProxyWorld) -> None:
+    clients = [opened(world) for _ in range(10)]
+    for client in clients:
+        for _ in range(50):
+            client.progress()
+    sent = world.upstream.ends[0].requests
+    world.run()
+    assert all([reply.watch_id for reply in client.take()] == [-1] for client in clients)
+    assert world.upstream.ends[0].requests <= sent + 3
+
+
+def test_many_future_starts_come_and_go(world: ProxyWorld) -> None:
+    opened(world)
+    client = world.open(mark_bytes=1 << 40)
+    for start in range(2, 500):
+        client.create(start_revision=start, watch_id=start)
+        if start % 5:
+            client.cancel(start)
+        world.settle()
+    client.take()
+    (session,) = world.service._sessions.values()
+    (group,) = session.groups.values()
+    assert len(group._starts) <= 2 * len(group.later) + 64
+    at = [world.put() for _ in range(20)]
+    world.run()
+    got = client.take()
+    for start in range(5, 22, 5):
+        own = [reply for reply in got if reply.watch_id == start]
+        assert revisions(own) == [revision for revision in at if revision >= start]
+    assert world.upstream_watches == 1
