@@ -107,6 +107,8 @@ class Worker:
     """The directory in which workers meet; None when there is one."""
     clients: Place
     metrics: Place | None
+    namespaces: NamespacesFile | None = None
+    """What the namespaces file says, as it was when it could be used last."""
 
 
 class Proxy:
@@ -133,7 +135,7 @@ class Proxy:
         # The services. A later one takes the methods it has from those before it.
         tenants = tokens = None
         self._shares: Shares | None = None
-        if config.namespaces_file:
+        if worker.namespaces is not None:
             if worker.run_dir is not None:
                 self._shares = Shares(f"{worker.run_dir}/tenants", worker.index, config.workers)
             tenants, tokens = Tenants(loop.time, self._shares), Tokens(self.upstream)
@@ -183,9 +185,10 @@ class Proxy:
 
         tenancy: TenantService | None = None
         if tenants is not None and tokens is not None:
+            assert worker.namespaces is not None
             tenancy = TenantService(
                 config.namespaces_file,
-                namespaces_file(config),
+                worker.namespaces,
                 tenants,
                 tokens,
                 self.callers,
@@ -331,8 +334,10 @@ class Proxy:
             self._loop.call_exception_handler({"message": "a task failed", "exception": error})
 
 
-def namespaces_file(config: Config) -> NamespacesFile:
+def namespaces_file(config: Config) -> NamespacesFile | None:
     """What `--namespaces-file` says. Raises StartFailed."""
+    if not config.namespaces_file:
+        return None
     try:
         return read_namespaces_file(config.namespaces_file)
     except NamespacesFileError as error:

@@ -7,6 +7,7 @@ connections that come meanwhile wait instead of being refused.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import select
 import shutil
@@ -29,6 +30,7 @@ from proxy import listeners
 from proxy.config import Config, StartFailed
 from proxy.listeners import Place
 from proxy.process import DRAIN_S, Worker, namespaces_file, run
+from proxy.tenants.namespaces_file import NamespacesFile
 from proxy.tls import listen_context, upstream_context
 
 EXIT_FAILED: Final = 1
@@ -47,8 +49,7 @@ RESTART_WAIT_S: Final = 0.2
 def serve(config: Config, logger: Logger) -> int:
     """Serve until a signal or a failure ends it: an exit code, or minus the signal to die by. Raises StartFailed."""
     upstream_context(config.upstream_tls)
-    if config.namespaces_file:
-        namespaces_file(config)
+    namespaces = namespaces_file(config)
     config = _with_endpoints(config, logger)
     if config.auto_tls:
         _provide_certificate(config, logger)
@@ -59,8 +60,8 @@ def serve(config: Config, logger: Logger) -> int:
     logger.info("listening for gRPC proxy client requests", address=config.listen_addr)
     try:
         if config.workers == 1:
-            return _serve_alone(Worker(config, 0, None, places[0], metrics), logger)
-        return Supervisor(config, places, metrics, logger).run()
+            return _serve_alone(Worker(config, 0, None, places[0], metrics, namespaces), logger)
+        return Supervisor(config, places, metrics, namespaces, logger).run()
     finally:
         listeners.forget(config.listen_addr)
         if config.metrics_addr is not None and config.metrics_addr.is_unix:
@@ -178,15 +179,25 @@ class _Running:
     heard_s: float
     limit_s: float = FIRST_WORD_S
     ready: bool = False
+    reload_missed: bool = False
+    """SIGHUP came before it could take it."""
 
 
 class Supervisor:
     """Starts the workers, and starts again what dies, until a signal comes."""
 
-    def __init__(self, config: Config, places: list[Place], metrics: Place | None, logger: Logger) -> None:
+    def __init__(
+        self,
+        config: Config,
+        places: list[Place],
+        metrics: Place | None,
+        namespaces: NamespacesFile | None,
+        logger: Logger,
+    ) -> None:
         self._config = config
         self._places = places
         self._metrics = metrics
+        self._namespaces = namespaces
         self._logger = logger
         self._workers: dict[int, _Running] = {}
         self._unready: dict[int, int] = {}
@@ -238,7 +249,7 @@ class Supervisor:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with theirs:
-            worker = Worker(self._config, index, run_dir, self._places[index], self._metrics)
+            worker = Worker(self._config, index, run_dir, self._places[index], self._metrics, self._namespaces)
             arguments = (worker, Lifeline(theirs.fileno(), BEAT_S), os.getpid())
             process = ChildProcess(run_worker, arguments, f"kvorum-proxy{index}")
             process.start()
@@ -272,9 +283,16 @@ class Supervisor:
         if number in STOP_SIGNALS:
             self._signal = self._signal or number
         elif number == signal.SIGHUP:
-            for worker in self._workers.values():
-                if worker.ready and worker.process.pid is not None:
-                    os.kill(worker.process.pid, signal.SIGHUP)
+            self._reload()
+
+    def _reload(self) -> None:
+        with contextlib.suppress(StartFailed):  # the workers say so, and all keep what they have
+            self._namespaces = namespaces_file(self._config)
+        for worker in self._workers.values():
+            if worker.ready:
+                _tell_reload(worker)
+            else:
+                worker.reload_missed = True
 
     def _hear(self, worker: _Running, now: float) -> None:
         while True:
@@ -290,6 +308,8 @@ class Supervisor:
             worker.limit_s = SILENCE_S
             if decode(packet)[0] is Word.READY:
                 worker.ready = True
+                if worker.reload_missed:
+                    _tell_reload(worker)
                 self._unready.pop(worker.index, None)
                 if not self._said_ready and all(one.ready for one in self._workers.values()):
                     self._said_ready = True
@@ -313,6 +333,11 @@ class Supervisor:
         worker.process.close()
         worker.line.close()
         del self._workers[worker.index]
+
+
+def _tell_reload(worker: _Running) -> None:
+    assert worker.process.pid is not None
+    os.kill(worker.process.pid, signal.SIGHUP)
 
 
 def _tell_stop(line: socket.socket) -> None:

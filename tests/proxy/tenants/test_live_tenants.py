@@ -40,6 +40,7 @@ from kvorum.pb.rpc_pb2 import (
     WatchRequest,
     WatchResponse,
 )
+from loadtest import processes
 from loadtest.launcher import Server
 from tests.calls import Api
 from tests.servers import start_proxy
@@ -338,6 +339,23 @@ def test_a_reload_drops_no_connection(tenant: Connect, tenants_proxy: Server, fi
         wait_for(lambda: small.status(PutRequest(key=b"b")).code == Code.OK)
         small(DeleteRangeRequest(key=b"\0", range_end=b"\0"))
         alpha(DeleteRangeRequest(key=b"\0", range_end=b"\0"))
+
+
+def test_a_worker_starts_again_while_the_file_is_broken(kvorum_server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "tenants.yaml"
+    path.write_text(FILE)
+    with start_proxy([kvorum_server.address], {"namespaces-file": str(path), "workers": "2"}) as proxy:
+        path.write_text("tenants: [{name: alpha, ")
+        os.kill(proxy.pid, signal.SIGHUP)
+        log = proxy.log_path
+        wait_for(lambda: log.read_text().count("the namespaces file was not reloaded") == 2)
+        died = processes.children(proxy.pid)[0]
+        processes.send(died, signal.SIGKILL)
+        wait_for(lambda: died not in (now := processes.children(proxy.pid)) and len(now) == 2)
+        for _ in range(10):  # some at the new worker
+            with Api(proxy.address, authority="alpha.test") as api:
+                api(RangeRequest(key=b"a"), wait_for_ready=True)
+        assert "a worker failed" not in log.read_text()
 
 
 def test_a_broken_file_ends_the_start(tmp_path: Path) -> None:
