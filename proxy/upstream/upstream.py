@@ -46,6 +46,10 @@ PATIENCE_S: Final = 7.0
 """How long a call without an answer is tried again: as long as a member waits for its cluster (P12)."""
 
 
+RETIRE_S: Final = 5.0
+"""How long calls may go on at an endpoint that has left the cluster."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dialing:
     """How connections to members are made."""
@@ -91,6 +95,7 @@ class Upstream:
         self._channels: dict[Endpoint, Channel] = {}
         self._endpoint_of: dict[Channel, Endpoint] = {}
         self._listeners: list[Callable[[], None]] = []
+        self._retiring: dict[Channel, asyncio.TimerHandle] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
         self.changes = 0
@@ -156,8 +161,11 @@ class Upstream:
     async def close(self) -> None:
         """End all calls with CANCELLED, and all connections."""
         self._closed = True
-        for channel in self._channels.values():
+        for timer in self._retiring.values():
+            timer.cancel()
+        for channel in [*self._channels.values(), *self._retiring]:
             self._close_channel(channel)
+        self._retiring.clear()
         self._channels.clear()
         if self._closing:
             await asyncio.wait(self._closing)
@@ -197,14 +205,16 @@ class Upstream:
             self.channel(before).drop()
 
     def replace(self, endpoints: Sequence[Endpoint]) -> None:
-        """The cluster has these endpoints now. Calls under way at others are left to end there."""
+        """The cluster has these endpoints now. Calls under way at others may end there for a while; then they, and the
+        streams, end with UNAVAILABLE, and begin again elsewhere."""
         if self._closed:
             return
         if self.endpoints.replace(endpoints):
             self._moved()
         known = set(self.endpoints.all)
         for endpoint in [one for one in self._channels if one not in known]:
-            self._close_channel(self._channels.pop(endpoint))
+            channel = self._channels.pop(endpoint)
+            self._retiring[channel] = self._loop.call_later(RETIRE_S, self._retired, channel)
 
     # Within.
 
@@ -247,6 +257,11 @@ class Upstream:
         self._logger.info("endpoint in use changed", endpoint=endpoint.address)
         for listener in self._listeners:
             self._loop.call_soon(listener)
+
+    def _retired(self, channel: Channel) -> None:
+        del self._retiring[channel]
+        channel.drop()
+        self._close_channel(channel)
 
     def _close_channel(self, channel: Channel) -> None:
         del self._endpoint_of[channel]

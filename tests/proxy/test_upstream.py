@@ -136,15 +136,24 @@ async def test_a_call_that_is_cancelled_is_told_so(upstream: Upstream, one: Fake
     assert (await told.answer)[0] == Code.CANCELLED
 
 
-@with_members(2)
-async def test_endpoints_that_leave_the_cluster_are_left(upstream: Upstream, one: Fake, other: Fake) -> None:
-    assert (await ask(upstream, RANGE))[0] == 0
-    ended = Ended()
-    upstream.open(WATCH, ended).send(b"create")
-    await until(lambda: bool(one.streams))
-    upstream.replace([other.endpoint])
-    assert (await ended.end)[0] in (Code.CANCELLED, Code.UNAVAILABLE)
-    assert await ask(upstream, RANGE) == (0, other.address.encode() + b" x")
+def test_endpoints_that_leave_the_cluster_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream_module, "RETIRE_S", 2.0)
+
+    @with_members(2)
+    async def check(upstream: Upstream, one: Fake, other: Fake) -> None:
+        one.act = one.hold
+        ended, told = Ended(), Told()
+        upstream.open(WATCH, ended).send(b"create")
+        upstream.call(PUT, b"x", told)
+        await until(lambda: bool(one.streams) and bool(one.held))
+        upstream.replace([other.endpoint])
+        assert await ask(upstream, RANGE) == (0, other.address.encode() + b" x")
+        connection, stream_id = one.held[0]
+        connection.reply(stream_id, b"done")
+        assert await told.answer == (0, "", b"done"), "calls under way may end"
+        assert (await ended.end)[0] == Code.UNAVAILABLE, "streams begin again elsewhere"
+
+    check()
 
 
 def test_a_member_that_does_not_serve_is_left_by_probing(monkeypatch: pytest.MonkeyPatch) -> None:
