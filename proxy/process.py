@@ -195,6 +195,7 @@ class Proxy:
                 self.upstream,
                 Tracking(self.upstream, call_later=loop.call_later, now=loop.time, logger=logger),
                 logger,
+                knows_certificates=knows_certificates(config),
                 is_first_worker=worker.index == 0,
             )
             services.append(tenancy)
@@ -334,12 +335,17 @@ class Proxy:
             self._loop.call_exception_handler({"message": "a task failed", "exception": error})
 
 
+def knows_certificates(config: Config) -> bool:
+    """Whether each client has shown a certificate of an authority that is trusted."""
+    return config.listen_tls is not None and bool(config.listen_tls.trusted_ca_file)
+
+
 def namespaces_file(config: Config) -> NamespacesFile | None:
     """What `--namespaces-file` says. Raises StartFailed."""
     if not config.namespaces_file:
         return None
     try:
-        return read_namespaces_file(config.namespaces_file)
+        return read_namespaces_file(config.namespaces_file, knows_certificates=knows_certificates(config))
     except NamespacesFileError as error:
         raise StartFailed(str(error)) from None
 

@@ -36,16 +36,21 @@ TIME_TO_LIVE: Final = "/etcdserverpb.Lease/LeaseTimeToLive"
 MOST_FILE_BYTES: Final = 16 << 20
 
 
-def read_namespaces_file(path: str) -> NamespacesFile:
-    """Raises NamespacesFileError, whose text names the file and what is wrong with it."""
+def read_namespaces_file(path: str, *, knows_certificates: bool) -> NamespacesFile:
+    """`knows_certificates`: clients must show certificates, so that these can say who they are. Raises
+    NamespacesFileError, whose text names the file and what is wrong with it."""
     try:
-        with Path(path).open("rb") as file:
-            text = file.read(MOST_FILE_BYTES + 1)
+        with Path(path).open("rb") as opened:
+            text = opened.read(MOST_FILE_BYTES + 1)
     except OSError as error:
         raise NamespacesFileError(f"{path}: {error.strerror}") from None
     if len(text) > MOST_FILE_BYTES:
         raise NamespacesFileError(f"{path}: larger than {MOST_FILE_BYTES} bytes")
-    return parse_namespaces_file(text, path)
+    file = parse_namespaces_file(text, path)
+    for index, tenant in enumerate(file.tenants):
+        if tenant.common_names and not knows_certificates:
+            raise NamespacesFileError(f"{path}: tenants[{index}].common_names: needs --trusted-ca-file")
+    return file
 
 
 class TenantService:
@@ -62,9 +67,11 @@ class TenantService:
         tracking: Tracking,
         logger: Logger,
         *,
+        knows_certificates: bool,
         is_first_worker: bool,
     ) -> None:
         self._path = path
+        self._knows_certificates = knows_certificates
         self._tenants = tenants
         self._tokens = tokens
         self._callers = callers
@@ -85,7 +92,7 @@ class TenantService:
     def reload(self) -> None:
         """Read the file again; one that cannot be used changes nothing."""
         try:
-            file = read_namespaces_file(self._path)
+            file = read_namespaces_file(self._path, knows_certificates=self._knows_certificates)
         except NamespacesFileError as error:
             self._logger.error("the namespaces file was not reloaded; the one before it stays", error=str(error))
             return
