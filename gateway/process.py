@@ -113,7 +113,7 @@ class Gateway:
                 self._accept_more()
                 while not self._signals:
                     self._turn(math.inf)
-                self._epoll.unregister(woken.fileno())
+                woken.recv(4096)  # what wakes from now on is a further signal
                 self._stop()
             finally:
                 signal.set_wakeup_fd(-1)

@@ -110,21 +110,32 @@ PROGRAMS = {
     Kind.REFERENCE: [str(reference_tool("etcd")), "gateway"],
 }
 
+PATIENT = [
+    *(sys.executable, "-c"),
+    "import sys, gateway.process as p; p.STOP_S = 3600.0; from gateway.command import main; main(sys.argv[1:])",
+]
+
 
 class GatewayProcess:
     """`gateway start` on a port of its own, with these flags besides; its log is kept in `directory`.
 
-    It is kvorum's, or what KVORUM_SUBJECT puts in its place.
+    It is kvorum's, or what KVORUM_SUBJECT puts in its place. `patient`: kvorum's, which waits an hour when it stops.
     """
 
-    def __init__(self, directory: Path, *flags: str, fds: int | None = None) -> None:
+    def __init__(self, directory: Path, *flags: str, fds: int | None = None, patient: bool = False) -> None:
         self.log_path = directory / "gateway.log"
         self._port = Port()
         self.address = ("127.0.0.1", self._port.number)
         limit = ["prlimit", f"--nofile={fds}"] if fds is not None else []
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [*limit, *PROGRAMS[SUBJECT], "start", f"--listen-addr=127.0.0.1:{self._port.number}", *flags],
+                [
+                    *limit,
+                    *(PATIENT if patient else PROGRAMS[SUBJECT]),
+                    "start",
+                    f"--listen-addr=127.0.0.1:{self._port.number}",
+                    *flags,
+                ],
                 cwd=directory,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
                 stdin=subprocess.DEVNULL,

@@ -344,11 +344,11 @@ class TestNoRoom:
             self.limit(gateway, fds(gateway))
             with gateway.connect() as client:
                 client.sendall(b"x")
-                (line,) = gateway.wait_for(PAUSED)
+                line = gateway.wait_for(PAUSED)[0]
                 assert line["reason"] == "too many open files"
                 self.limit(gateway, 100)
                 assert client.recv(1) == b"x"
-            assert len(gateway.lines(RESUMED)) == 1
+            gateway.wait_for(RESUMED)
 
     def test_none_for_an_endpoint(self, tmp_path: Path) -> None:
         """That is no fault of the endpoint."""
@@ -416,7 +416,7 @@ class TestStop:
 
         with (
             Backend(serve) as backend,
-            GatewayProcess(tmp_path, f"--endpoints={backend.address}") as gateway,
+            GatewayProcess(tmp_path, f"--endpoints={backend.address}", patient=True) as gateway,
             gateway.connect() as slow,
         ):
             slow.recv(1)
