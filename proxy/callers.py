@@ -92,7 +92,7 @@ class Callers:
         try:
             return self.resolve_or_wait(connection, head)
         except Later as later:
-            later.join(_leave)
+            later.join(_leave, 0)
             raise ApiError(NOT_CHECKED) from None
 
     def resolve_or_wait(self, connection: ServerConnection, head: Head) -> Caller:

@@ -87,7 +87,7 @@ def _passing(upstream: UnaryWay, callers: Callers, path: str) -> UnaryHandler:
         except ApiError as error:
             connection.fail(stream_id, *error.status)
         except Later as later:
-            later.join(again(handle, connection, stream_id, head, message))
+            later.join(again(handle, connection, stream_id, head, message), len(message))
         else:
             done = partial(answer, connection, stream_id)
             if passage is not None:
@@ -171,7 +171,7 @@ class Relay:
         except ApiError as error:
             self.end(error.status)
         except Later as later:
-            later.join(partial(self._enter_again, message))
+            later.join(partial(self._enter_again, message), len(message))
         else:
             if self._caller.tenant is not None:
                 self._caller.tenant.streams[self] = self.end

@@ -108,6 +108,9 @@ def check(config: Config) -> None:
         raise StartFailed("selfSignedCertValidity is invalid,it should be greater than 0")
     if config.namespace and config.namespaces_file:
         raise StartFailed("--namespace and --namespaces-file cannot be used together")
+    if config.namespaces_file and not config.advertise_client_url:
+        # MemberList would send tenants past the proxy.
+        raise StartFailed('invalid advertise-client-url "" with --namespaces-file')
     if config.leasing_prefix and config.namespaces_file:
         raise StartFailed("--experimental-leasing-prefix and --namespaces-file cannot be used together")
     if config.workers < 1:

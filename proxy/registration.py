@@ -126,7 +126,7 @@ class MemberList:
         except ApiError as error:
             connection.fail(stream_id, *error.status)
         except Later as later:
-            later.join(again(self._answer, connection, stream_id, head, message))
+            later.join(again(self._answer, connection, stream_id, head, message), len(message))
         else:
             members = [] if self._registry is None else self._registry.members
             connection.reply(stream_id, MemberListResponse(members=members or [self._self]).SerializeToString())

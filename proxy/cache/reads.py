@@ -151,7 +151,7 @@ class CachedReads:
             connection.fail(stream_id, *error.status)
             return
         except Later as later:
-            later.join(calls.again(self._handle, connection, stream_id, head, message))
+            later.join(calls.again(self._handle, connection, stream_id, head, message), len(message))
             return
         serializable = False
         # Whoever asks for a leader is to be told when there is none: that only a member knows (WP10).

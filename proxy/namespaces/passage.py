@@ -17,10 +17,14 @@ Retry = Callable[[Status | None], None]
 """Called once: with None to make the call again from its beginning, else with what it ends with."""
 
 
-class Later(Exception):
-    """Whether the call may go on is not known yet: `join(retry)`, and leave it."""
+Join = Callable[[Retry, int], None]
+"""Is given what makes the call again, and how many bytes it holds meanwhile. May call it at once."""
 
-    def __init__(self, join: Callable[[Retry], None]) -> None:
+
+class Later(Exception):
+    """Whether the call may go on is not known yet: `join(retry, size_bytes)`, and leave it."""
+
+    def __init__(self, join: Join) -> None:
         super().__init__("not known yet")
         self.join = join
 

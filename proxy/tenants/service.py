@@ -136,7 +136,7 @@ class TenantService:
                 connection.fail(stream_id, *error.status)
                 return
             except Later as later:
-                later.join(again(handle, connection, stream_id, head, message))
+                later.join(again(handle, connection, stream_id, head, message), len(message))
                 return
             except DecodeError as error:
                 connection.fail(stream_id, *unmarshal_error(error))

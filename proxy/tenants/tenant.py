@@ -46,8 +46,10 @@ ALLOWED: Final = frozenset(
 """What a tenant may call. The rest reads or changes what belongs to all: Compact, members, users and roles, the whole
 store, defragmentation, the lists of all leases."""
 
-MOST_WAITING: Final = 4096
-"""Calls of one tenant whose fate is not known yet."""
+MOST_WAITING_BYTES: Final = 16 << 20
+WAITING_OVERHEAD_BYTES: Final = 1024
+"""Of one tenant's calls that wait for a look at its usage; each counts with its message and the overhead. Beyond that
+calls end by the figures at hand."""
 
 SURELY_NOT_MADE: Final = frozenset(Code) - {
     *(Code.OK, Code.CANCELLED, Code.UNKNOWN, Code.DEADLINE_EXCEEDED, Code.INTERNAL, Code.UNAVAILABLE)
@@ -97,6 +99,7 @@ class Tenant:
         self.refused: dict[str, int] = {"requests_per_second": 0, "watches": 0, "keys": 0, "bytes": 0}
         """Calls that a limit refused, by its name in the file."""
         self._waiting: list[Retry] = []
+        self._waiting_bytes = 0
         self._resuming = False
         self._usage_is_sure = False
         self.on_waiting: Callable[[Tenant], None] | None = None
@@ -146,7 +149,7 @@ class Tenant:
         def look(request: Any) -> None:
             nonlocal growth
             growth = measure(usage, request)
-            self._check_growth(usage, growth)
+            self._check_growth(usage, growth, len(message))
 
         message, strip = outwards(namespace, message, look)
         usage.hold(growth)
@@ -200,31 +203,31 @@ class Tenant:
 
     # Keys and bytes.
 
-    def _check_growth(self, usage: Usage, growth: Growth) -> None:
+    def _check_growth(self, usage: Usage, growth: Growth, size_bytes: int) -> None:
+        is_final = self._usage_is_sure or self._waiting_bytes + size_bytes > MOST_WAITING_BYTES
         if usage.revision is None:
-            if self._usage_is_sure:
+            if is_final:
                 text = f'what tenant "{self.name}" stores is not known at the moment'
                 raise ApiError(Status(Code.UNAVAILABLE, text))
             raise Later(self._join)
         limit = usage.fits(growth, self.limits.keys, self.limits.bytes)
         if limit is None:
             return
-        if self._usage_is_sure:
+        if is_final:
             raise self._over(limit, getattr(self.limits, limit))
         # What others deleted a moment ago may not be counted yet: a limit refuses nothing on old figures.
         raise Later(self._join)
 
-    def _join(self, retry: Retry) -> None:
-        if len(self._waiting) >= MOST_WAITING:
-            retry(Status(Code.RESOURCE_EXHAUSTED, f'too many calls of tenant "{self.name}" wait for its usage'))
-            return
+    def _join(self, retry: Retry, size_bytes: int) -> None:
         self._waiting.append(retry)
+        self._waiting_bytes += size_bytes + WAITING_OVERHEAD_BYTES
         if self.on_waiting is not None:
             self.on_waiting(self)
 
     def take_waiting(self) -> list[Retry]:
         """The calls that wait for a look at the usage that begins now."""
         waiting, self._waiting = self._waiting, []
+        self._waiting_bytes = 0
         return waiting
 
     def resume(self, waiting: list[Retry]) -> None:

@@ -27,8 +27,9 @@ MOST_TOKENS: Final = 65536
 MOST_CHECKS: Final = 256
 """Tokens that are being checked."""
 
-MOST_WAITING: Final = 4096
-"""Calls that wait for the checks."""
+MOST_WAITING_BYTES: Final = 16 << 20
+WAITING_OVERHEAD_BYTES: Final = 1024
+"""Of calls that wait for the checks; each counts with its message and the overhead."""
 
 CHECK_TIMEOUT_S: Final = 5.0
 MOST_TOKEN_CHARACTERS: Final = 8192
@@ -77,8 +78,8 @@ class Tokens:
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
         self._users: OrderedDict[str, str] = OrderedDict()
-        self._checks: dict[str, list[Retry]] = {}
-        self._waiting = 0
+        self._checks: dict[str, list[tuple[Retry, int]]] = {}
+        self._waiting_bytes = 0
 
     def learn(self, token: str, user: str) -> None:
         """The cluster gave the user this token."""
@@ -93,17 +94,20 @@ class Tokens:
             self._users.move_to_end(token)
         return user
 
-    def check(self, token: str, user: str, metadata: Fields, retry: Retry) -> None:
+    def check(self, token: str, user: str, metadata: Fields, retry: Retry, size_bytes: int) -> None:
         """Ask the cluster whether the token is this user's; `retry` is called when that is known, or fails."""
         waiting = self._checks.get(token)
-        if self._waiting >= MOST_WAITING or (waiting is None and len(self._checks) >= MOST_CHECKS):
+        size_bytes += WAITING_OVERHEAD_BYTES
+        if self._waiting_bytes + size_bytes > MOST_WAITING_BYTES or (
+            waiting is None and len(self._checks) >= MOST_CHECKS
+        ):
             retry(NOT_CHECKED)
             return
-        self._waiting += 1
+        self._waiting_bytes += size_bytes
         if waiting is not None:
-            waiting.append(retry)
+            waiting.append((retry, size_bytes))
             return
-        self._checks[token] = [retry]
+        self._checks[token] = [(retry, size_bytes)]
 
         def on_user(code: int, text: str, _reply: bytes) -> None:
             if code == 0:
@@ -132,8 +136,8 @@ class Tokens:
 
     def _end_check(self, token: str, status: Status | None) -> None:
         waiting = self._checks.pop(token)
-        self._waiting -= len(waiting)
-        for retry in waiting:
+        self._waiting_bytes -= sum([size_bytes for _, size_bytes in waiting])
+        for retry, _ in waiting:
             retry(status)
 
 

@@ -170,6 +170,10 @@ def test_generated_certificates_lie_in_the_data_directory(started: list[Config])
         (["--metrics-addr=127.0.0.1:1"], 'cannot parse "127.0.0.1:1": '),
         (["--namespace=a", "--namespaces-file=f"], "--namespace and --namespaces-file cannot be used together"),
         (
+            ["--advertise-client-url=", "--namespaces-file=f"],
+            'invalid advertise-client-url "" with --namespaces-file',
+        ),
+        (
             ["--experimental-leasing-prefix=p", "--namespaces-file=f"],
             "--experimental-leasing-prefix and --namespaces-file cannot be used together",
         ),

@@ -102,7 +102,7 @@ def test_a_json_web_token_waits_for_the_cluster_s_word() -> None:
     outcome: list[Status | None] = []
     with pytest.raises(Later) as raised:
         door.caller(token=JWT)
-    raised.value.join(outcome.append)
+    raised.value.join(outcome.append, 0)
     door.upstream.answer(AUTH_STATUS, AuthStatusResponse(enabled=True))
     door.upstream.answer(USER_GET, AuthUserGetResponse())
     assert outcome == [None]

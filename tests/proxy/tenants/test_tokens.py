@@ -9,7 +9,15 @@ from kvorum import errors
 from kvorum.errors import Code, Status
 from kvorum.pb.rpc_pb2 import AuthStatusResponse, AuthUserGetRequest, AuthUserGetResponse
 from proxy.tenants import tokens as tokens_module
-from proxy.tenants.tokens import AUTH_STATUS, NOT_CHECKED, USER_GET, Tokens, named_user, plain_token
+from proxy.tenants.tokens import (
+    AUTH_STATUS,
+    NOT_CHECKED,
+    USER_GET,
+    WAITING_OVERHEAD_BYTES,
+    Tokens,
+    named_user,
+    plain_token,
+)
 from tests.proxy.tenants.fakes import FakeUpstream
 
 METADATA = ((b"token", b"t"),)
@@ -66,7 +74,7 @@ class Checking:
         self.outcomes: list[Status | None] = []
 
     def check(self, token: str = "t") -> None:
-        self.tokens.check(token, "alice", METADATA, self.outcomes.append)
+        self.tokens.check(token, "alice", METADATA, self.outcomes.append, 0)
 
     def is_on(self) -> None:
         self.upstream.answer(AUTH_STATUS, AuthStatusResponse(enabled=True))
@@ -129,7 +137,7 @@ def test_a_cluster_that_cannot_be_asked() -> None:
 
 def test_checks_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens_module, "MOST_CHECKS", 2)
-    monkeypatch.setattr(tokens_module, "MOST_WAITING", 3)
+    monkeypatch.setattr(tokens_module, "MOST_WAITING_BYTES", 3 * WAITING_OVERHEAD_BYTES)
     checking = Checking()
     for token in ("a", "b", "c"):
         checking.check(token)

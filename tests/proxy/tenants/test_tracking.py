@@ -19,6 +19,7 @@ from kvorum.pb.rpc_pb2 import (
     WatchResponse,
 )
 from proxy.namespaces.passage import Later, Passage
+from proxy.tenants import tenant as tenant_module
 from proxy.tenants.namespaces_file import Limits, NamespacesFile, Reader, TenantEntry
 from proxy.tenants.tenant import AUTHENTICATE
 from proxy.tenants.tenants import Tenants
@@ -105,7 +106,7 @@ class Followed:
 
         with pytest.raises(Later) as raised:
             self.put(key)
-        raised.value.join(retry)
+        raised.value.join(retry, 0)
         return outcome
 
 
@@ -205,6 +206,21 @@ def test_a_look_that_takes_too_long_ends_with_what_is_known() -> None:
     followed.timers.advance(LOOK_S)
     assert outcome[0] is not None
     assert outcome[0].code == Code.RESOURCE_EXHAUSTED
+
+
+def test_calls_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tenant_module, "MOST_WAITING_BYTES", 2 * tenant_module.WAITING_OVERHEAD_BYTES)
+    followed = Followed(keys=1)
+    followed.started([b"k"])
+    followed.put_later(b"l")  # looked at already
+    waiting = [followed.put_later(b"l"), followed.put_later(b"l")]
+    with pytest.raises(ApiError) as raised:
+        followed.put(b"l")
+    assert raised.value.status.message == 'tenant "a" is over its limit: keys is 1'
+    followed.upstream.answer(RANGE, RangeResponse(header={"revision": 10}))
+    followed.timers.advance(LOOK_PAUSE_S)
+    followed.upstream.answer(RANGE, RangeResponse(header={"revision": 10}))
+    assert [len(outcome) for outcome in waiting] == [1, 1]
 
 
 def test_a_look_that_fails_ends_with_what_is_known() -> None:
