@@ -16,7 +16,11 @@ BACKLOG: Final = 4096
 
 
 class Place:
-    """A bound socket by its descriptor, which a worker that is being spawned inherits."""
+    """A bound socket by its descriptor, which a worker that is being spawned inherits.
+
+    It stays open beside what listens on it, so that connections that come while a worker is started again wait; at a
+    stop it is closed, so that they are refused.
+    """
 
     __slots__ = ("fd",)
 
@@ -27,11 +31,17 @@ class Place:
         return Place, (inherit(self.fd),)
 
     def socket(self) -> socket.socket:
-        """Take it over."""
+        """The socket, to listen on."""
         os.set_inheritable(self.fd, False)
-        sock = socket.socket(fileno=self.fd)
+        sock = socket.socket(fileno=os.dup(self.fd))
         sock.setblocking(False)
         return sock
+
+    def close(self) -> None:
+        """Give it up; it may have been before."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 def bind_clients(address: str, count: int) -> list[Place]:
@@ -44,7 +54,7 @@ def bind_clients(address: str, count: int) -> list[Place]:
     assert parts is not None, "checked with the flags"
     if count > 1:
         # Another proxy's sockets would share the port as well: see first that nobody has it.
-        os.close(_bind_tcp(*parts, reuse_port=False).fd)
+        _bind_tcp(*parts, reuse_port=False).close()
     return [_bind_tcp(*parts, reuse_port=count > 1) for _ in range(count)]
 
 

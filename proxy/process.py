@@ -249,6 +249,9 @@ class Proxy:
         """No new connections; streams end at once, other calls are awaited for a while."""
         for listener in self._listeners:
             listener.close()
+        self._worker.clients.close()
+        if self._worker.metrics is not None:
+            self._worker.metrics.close()
         for stop in self._at_stop:
             stop()
         self._probes.close()

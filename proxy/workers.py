@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import select
 import shutil
@@ -63,6 +64,8 @@ def serve(config: Config, logger: Logger) -> int:
             return _serve_alone(Worker(config, 0, None, places[0], metrics, namespaces), logger)
         return Supervisor(config, places, metrics, namespaces, logger).run()
     finally:
+        for place in (*places, *([metrics] if metrics is not None else [])):
+            place.close()
         listeners.forget(config.listen_addr)
         if config.metrics_addr is not None and config.metrics_addr.is_unix:
             listeners.forget(f"unix:{config.metrics_addr.socket_path}")
@@ -100,6 +103,7 @@ class _Signals:
         self._worker = worker
         self._logger = logger
         self.received: int | None = None
+        self.was_ready = False
 
     def attach(self, stop: Callable[[], None], reload: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
@@ -114,17 +118,29 @@ class _Signals:
         loop.add_signal_handler(signal.SIGHUP, reload)
 
     def ready(self) -> None:
+        self.was_ready = True
         self._logger.info(READY, address=self._worker.config.listen_addr)
 
 
 def _serve_alone(worker: Worker, logger: Logger) -> int:
-    control = _Signals(worker, logger)
-    try:
-        run(worker, logger, control)
-    except Exception as error:
-        logger.fatal("the proxy failed", error=repr(error), stacktrace=traceback.format_exc())
-        return EXIT_FAILED
-    return -control.received if control.received is not None else EXIT_FAILED
+    """A failure cuts all connections, and the proxy begins anew: it keeps nothing that could be broken still."""
+    unready = 0
+    while True:
+        control = _Signals(worker, logger)
+        try:
+            run(worker, logger, control)
+        except Exception as error:
+            logger.error("the proxy failed", error=repr(error), stacktrace=traceback.format_exc())
+        else:
+            assert control.received is not None, "nothing but a signal or a failure ends it"
+            return -control.received
+        unready = 0 if control.was_ready else unready + 1
+        if unready == UNREADY_MAX:
+            logger.fatal("the proxy cannot be started")
+            return EXIT_FAILED
+        gc.enable()
+        gc.collect()
+        time.sleep(RESTART_WAIT_S)
 
 
 # Several.
@@ -239,6 +255,8 @@ class Supervisor:
                 return EXIT_FAILED
         self._logger.info("received signal; shutting down", signal=signal.Signals(self._signal).name)
         until = time.monotonic() + STOP_LIMIT_S
+        for place in (*self._places, *([self._metrics] if self._metrics is not None else [])):
+            place.close()
         for worker in self._workers.values():
             _tell_stop(worker.line)
         while self._workers and (left_s := until - time.monotonic()) > 0:

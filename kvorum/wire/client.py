@@ -147,9 +147,10 @@ class Channel:
             self._protocol.write()
 
     def drop(self) -> None:
-        """Cut the connection that is there: its calls end with UNAVAILABLE."""
+        """Cut the connection that is there: its calls, and those that wait for it, end with UNAVAILABLE."""
         for protocol in [*self._going, *([self._protocol] if self._protocol is not None else [])]:
             protocol.abort()
+        self._fail_waiting(Code.UNAVAILABLE, "connection closed")
 
     # Calls as coroutines.
 
