@@ -64,7 +64,7 @@ REFUSALS: Final = frozenset(
         Code.UNAUTHENTICATED,
     }
 )
-"""A call that fails with these would fail again; with any other it is repeated."""
+"""A call that fails with these would fail again at any member; with any other it is repeated."""
 
 Range = tuple[bytes, bytes]
 
@@ -251,7 +251,8 @@ class Session:
     def _on_checked(self, ranges: list[Range], code: int, text: str, message: bytes) -> None:
         if self._closed:
             return
-        if code and code not in REFUSALS:
+        refused = is_refusal(code, text)
+        if code and not refused:
             if text == errors.NO_LEADER.message:
                 self._end_streams(code, text)
                 return
@@ -392,7 +393,7 @@ class Session:
     def on_line_lost(self, line: Line, code: int, text: str) -> None:
         if self._closed:
             return
-        if code in REFUSALS or text == errors.NO_LEADER.message:
+        if is_refusal(code, text) or text == errors.NO_LEADER.message:
             self._end_streams(code, text)
             return
         self._answers_progress = None
@@ -477,6 +478,11 @@ class Session:
             return False
         shared.kept_bytes += size_bytes
         return True
+
+
+def is_refusal(code: int, text: str) -> bool:
+    """Whether a call that failed so would fail again. What a learner does not serve, a voter will: endpoints change."""
+    return code in REFUSALS and text != errors.NOT_SUPPORTED_FOR_LEARNER.message
 
 
 def check_message(ranges: list[Range]) -> bytes:

@@ -144,6 +144,19 @@ def test_a_stream_that_the_member_refuses_ends_the_clients_streams(world: ProxyW
     assert client.status == (code, "not you")
 
 
+def test_a_learner_that_serves_no_watches_is_not_the_end(world: ProxyWorld) -> None:
+    client = opened(world)
+    world.upstream.ends[0].end(*errors.NOT_SUPPORTED_FOR_LEARNER)
+    client.create(b"other")
+    world.step_soon()
+    world.upstream.calls.popleft().done(*errors.NOT_SUPPORTED_FOR_LEARNER, b"")
+    at = world.put()
+    world.pass_time(1)
+    replies = client.take()
+    assert revisions(replies) == [at]
+    assert [(reply.created, reply.canceled) for reply in replies if not reply.events] == [(True, False)]
+
+
 def test_WP11_PX17_a_lost_leader_ends_the_streams_that_wanted_one(world: ProxyWorld) -> None:
     client = opened(world)
     wanting = world.open(metadata={"hasleader": ("true",)})
