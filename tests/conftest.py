@@ -1,10 +1,15 @@
 """What holds for all tests: those of services that are not there yet are expected to fail."""
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from loadtest.launcher import Kind
 from tests import not_yet
 from tests.servers import SUBJECT
+
+# A busy machine is slow, and no test asserts a duration.
+settings.register_profile("kvorum", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("kvorum")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
