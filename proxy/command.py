@@ -13,6 +13,7 @@ import click
 from kvorum.ciphers import openssl_ciphers
 from kvorum.go_flags import BOOL, DURATION, EXIT_FAILED, INT, UINT, UINT32, Command, run, strings
 from kvorum.log import Level, Logger, LogSettings
+from kvorum.wire.frames import UNLIMITED_STREAMS
 from proxy.config import (
     Config,
     Keepalive,
@@ -25,6 +26,10 @@ from proxy.config import (
 )
 
 TLS_VERSIONS: Final = ("TLS1.2", "TLS1.3")
+
+DEFAULT_SEND_BYTES: Final = 2 << 20
+DEFAULT_RECV_BYTES: Final = 2**31 - 1
+"""What the Go client takes for 0 and less; its server takes 0 streams for any number."""
 
 
 @click.group(name="grpc-proxy", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -83,8 +88,8 @@ def _duration(name: str, default: str, text: str) -> Callable[[Any], Any]:
 @_duration("--grpc-keepalive-interval", "2h", "Ping a client after this much silence; 0: never.")
 @_duration("--grpc-keepalive-timeout", "20s", "Silence after such a ping that ends the connection.")
 @_number("--max-send-bytes", INT, 1572864, "Largest request that is passed on, without 512 KiB for gRPC.")
-@_number("--max-recv-bytes", INT, 2**31 - 1, "Largest reply that is taken from a member.")
-@_number("--max-concurrent-streams", UINT32, 2**32 - 1, "Calls that one client connection may have open.")
+@_number("--max-recv-bytes", INT, DEFAULT_RECV_BYTES, "Largest reply that is taken from a member.")
+@_number("--max-concurrent-streams", UINT32, UNLIMITED_STREAMS, "Calls that one client connection may have open.")
 @_switch("--experimental-serializable-ordering", "Serializable reads never go back in time, whichever member answers.")
 @_text("--experimental-leasing-prefix", "", "Prefix of the leases on keys that this proxy answers reads of itself.")
 @_switch("--experimental-enable-grpc-logging", "Not supported.")
@@ -138,9 +143,9 @@ def read(flags: dict[str, Any]) -> Config:
             interval_s=flags["grpc_keepalive_interval"] / 1e9 or float("inf"),
             timeout_s=flags["grpc_keepalive_timeout"] / 1e9 or float("inf"),
         ),
-        max_send_bytes=flags["max_send_bytes"],
-        max_recv_bytes=flags["max_recv_bytes"],
-        max_concurrent_streams=flags["max_concurrent_streams"],
+        max_send_bytes=flags["max_send_bytes"] if flags["max_send_bytes"] > 0 else DEFAULT_SEND_BYTES,
+        max_recv_bytes=flags["max_recv_bytes"] if flags["max_recv_bytes"] > 0 else DEFAULT_RECV_BYTES,
+        max_concurrent_streams=flags["max_concurrent_streams"] or UNLIMITED_STREAMS,
         serializable_ordering=flags["experimental_serializable_ordering"],
         leasing_prefix=flags["experimental_leasing_prefix"],
         workers=flags["workers"],

@@ -104,6 +104,11 @@ def check(config: Config) -> None:
     tls = config.upstream_tls
     if bool(tls.cert_file) != bool(tls.key_file):
         raise StartFailed(f"KeyFile and CertFile must both be present[key: {tls.key_file}, cert: {tls.cert_file}]")
+    if config.max_recv_bytes < config.max_send_bytes:
+        raise StartFailed(
+            f"gRPC message recv limit ({config.max_recv_bytes} bytes) must be greater than "
+            f"send limit ({config.max_send_bytes} bytes)"
+        )
     if config.auto_tls and config.self_signed_cert_validity_years == 0:
         raise StartFailed("selfSignedCertValidity is invalid,it should be greater than 0")
     if config.namespace and config.namespaces_file:

@@ -125,6 +125,13 @@ def test_every_setting_has_a_flag(started: list[Config]) -> None:
     assert (config.serializable_ordering, config.leasing_prefix, config.workers) == (True, "leasing/", 3)
 
 
+@pytest.mark.parametrize("size", ["0", "-1", "-600000"])
+def test_sizes_that_are_none_are_the_go_client_s(started: list[Config], size: str) -> None:
+    config = config_of(started, f"--max-send-bytes={size}", f"--max-recv-bytes={size}", "--max-concurrent-streams=0")
+    assert (config.max_send_bytes, config.max_recv_bytes) == (2 << 20, 2**31 - 1)
+    assert config.max_concurrent_streams == 2**32 - 1
+
+
 def test_a_domain_takes_the_place_of_endpoints(started: list[Config]) -> None:
     config = config_of(started, "--discovery-srv=example.com", "--discovery-srv-name=x")
     assert (config.endpoints, config.discovery_srv, config.discovery_srv_name) == ((), "example.com", "x")
@@ -176,6 +183,10 @@ def test_generated_certificates_lie_in_the_data_directory(started: list[Config])
         (
             ["--experimental-leasing-prefix=p", "--namespaces-file=f"],
             "--experimental-leasing-prefix and --namespaces-file cannot be used together",
+        ),
+        (
+            ["--max-recv-bytes=1000"],
+            "gRPC message recv limit (1000 bytes) must be greater than send limit (1572864 bytes)",
         ),
         (["--workers=0"], "invalid workers 0"),
         (["--workers=2", "--listen-addr=127.0.0.1:0"], "--workers=2 needs a --listen-addr with a port"),
