@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import uvloop
@@ -22,6 +23,7 @@ from proxy import calls, metrics
 from proxy.cache.learning import Learner
 from proxy.cache.range_cache import RangeCache
 from proxy.cache.reads import CachedReads, LearningUpstream
+from proxy.cache.shared import open_shared
 from proxy.callers import Callers
 from proxy.calls import Relays
 from proxy.config import Config, StartFailed
@@ -140,7 +142,10 @@ class Proxy:
                 self._shares = Shares(f"{worker.run_dir}/tenants", worker.index, config.workers)
             tenants, tokens = Tenants(loop.time, self._shares), Tokens(self.upstream)
         self.callers = Callers(config.namespace.encode(), tenants, tokens)
-        self.cache = RangeCache()
+        shared = None
+        if worker.run_dir is not None and config.workers > 1:
+            shared = open_shared(Path(worker.run_dir) / "seen", worker.index, config.workers)
+        self.cache = RangeCache(shared=shared)
         learner = Learner(self.cache)
         self.leasing: LeasingWay | None = None
         if config.leasing_prefix:

@@ -99,7 +99,7 @@ class Learner:
         """A read was answered. `message` and `shown` are what the client sent and gets; `request` and `reply` the same
         at the member, where the namespace is part of the keys."""
         cache = self.cache
-        if not self._wanted:
+        if not self._wanted and not cache.listens:
             cache.saw(header_revision(reply))
             return
         kept_for = message if is_serializable(message) else serializable(message)
@@ -135,7 +135,7 @@ class Learner:
     def on_events(self, message: bytes) -> None:
         """A WatchResponse, with keys as at the member, is about to be delivered."""
         cache = self.cache
-        if not len(cache):
+        if not cache.listens:
             cache.saw(header_revision(message))
             return
         for event in WatchResponse.FromString(message).events:
@@ -147,7 +147,7 @@ class Learner:
         cache = self.cache
         revision = header_revision(reply)
         cache.saw(revision)
-        if len(cache):
+        if cache.listens:
             lesson = LESSONS.get(path)
             if lesson is not None:
                 lesson(self, request, reply, revision)
@@ -157,7 +157,7 @@ class Learner:
         if code == errors.COMPACTED.code and text == errors.COMPACTED.message:
             if path == RANGE:
                 self.cache.saw_compaction(RangeRequest.FromString(request).revision + 1)
-        elif code not in NOT_DONE and path in LESSONS and len(self.cache):
+        elif code not in NOT_DONE and path in LESSONS and self.cache.listens:
             loss = LOSSES.get(path)
             if loss is None:
                 self.cache.clear()

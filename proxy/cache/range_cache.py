@@ -19,6 +19,8 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
 
+from proxy.cache.shared import Shared
+
 CACHE_BYTES: Final = 64 << 20
 """Bound of the cache: requests, replies, and `ENTRY_BYTES` each."""
 
@@ -91,8 +93,11 @@ class Entry:
 class RangeCache:
     """The entries of one worker. Ranges are as requests give them: an empty end is one key, a zero byte no end."""
 
-    def __init__(self, size_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, size_bytes: int = CACHE_BYTES, shared: Shared | None = None) -> None:
+        """`shared` is what the other workers of this proxy know; None: there are none."""
         self._bound_bytes = size_bytes
+        self._shared = shared
+        self._cleared = 0
         self._entries: OrderedDict[EntryKey, Entry] = OrderedDict()
         # Entries of the latest state, by what they cover.
         self._keys: dict[bytes, list[Entry]] = {}
@@ -112,6 +117,11 @@ class RangeCache:
         self.hits = 0
         self.misses = 0
 
+    @property
+    def listens(self) -> bool:
+        """Whether it matters what keys calls have shown, and not only at which revision."""
+        return bool(self._entries) or self._shared is not None
+
     def __len__(self) -> int:
         return len(self._entries)
 
@@ -121,8 +131,13 @@ class RangeCache:
         entry = self._entries.get(key)
         if entry is None:
             return None
-        if now >= entry.fresh_until or (entry.looked_at != self._noted and not self._holds(entry)):
-            self._drop(entry)
+        if (
+            now >= entry.fresh_until
+            or (entry.looked_at != self._noted and not self._holds(entry))
+            or (self._shared is not None and not self._holds_elsewhere(entry, self._shared))
+        ):
+            if key in self._entries:
+                self._drop(entry)
             return None
         self._entries.move_to_end(key)
         self.hits += 1
@@ -184,6 +199,8 @@ class RangeCache:
 
     def saw_key(self, key: bytes, since: int) -> None:
         """The key's value has changed at revision `since`, or is known not to be older."""
+        if self._shared is not None:
+            self._shared.note_key(key, since)
         if not self._entries:
             return
         held = self._keys.get(key)
@@ -203,6 +220,8 @@ class RangeCache:
         if not end:
             self.saw_key(start, revision)
             return
+        if self._shared is not None:
+            self._shared.note_range(revision)
         if not self._entries:
             return
         known = self._notes.get((start, end))
@@ -214,31 +233,33 @@ class RangeCache:
         """The range may have changed: a write ended in an error that does not say."""
         if not end:
             self.saw_key(start, self.newest + 1)
-        elif self._entries:
+            return
+        if self._shared is not None:
+            self._shared.note_range(self.newest + 1)
+        if self._entries:
             self._note(start, end, self.newest + 1)
 
     def saw_revoke(self, revision: int) -> None:
         """A lease has been revoked at this revision: keys that had it are gone."""
+        if self._shared is not None:
+            self._shared.note_revoke(revision)
         if self._entries:
             self._revoked_at = max(self._revoked_at, revision)
             self._noted += 1
 
     def saw_compaction(self, revision: int) -> None:
         """What was before this revision is compacted."""
+        if self._shared is not None:
+            self._shared.note_compaction(revision)
         if revision > self._compacted:
             self._compacted = revision
             self._noted += 1
 
     def clear(self) -> None:
         """Forgets all entries: who may read what has changed."""
-        self._entries.clear()
-        self._keys.clear()
-        self._prefixes.clear()
-        self._prefix_lengths.clear()
-        self._odd.clear()
-        self._notes.clear()
-        self._forgotten = self._noted
-        self.size_bytes = 0
+        if self._shared is not None:
+            self._shared.note_clear()
+        self._forget_all()
 
     def figures(self) -> dict[str, int]:
         """The cache's part of the metrics."""
@@ -250,6 +271,16 @@ class RangeCache:
         }
 
     # Within.
+
+    def _forget_all(self) -> None:
+        self._entries.clear()
+        self._keys.clear()
+        self._prefixes.clear()
+        self._prefix_lengths.clear()
+        self._odd.clear()
+        self._notes.clear()
+        self._forgotten = self._noted
+        self.size_bytes = 0
 
     def _note(self, start: bytes, end: bytes, revision: int) -> None:
         notes = self._notes
@@ -276,6 +307,18 @@ class RangeCache:
                     return False
         entry.looked_at = self._noted
         return True
+
+    def _holds_elsewhere(self, entry: Entry, shared: Shared) -> bool:
+        """Whether an entry holds in view of what the other workers know."""
+        if shared.cleared != self._cleared:
+            self._cleared = shared.cleared
+            self._forget_all()
+            return False
+        if entry.at_revision:
+            return entry.at_revision >= shared.compacted
+        if entry.leased and entry.revision < shared.revoked:
+            return False
+        return entry.revision >= (shared.any if entry.end else shared.key(entry.start))
 
     def _drop_older(self, entries: Iterable[Entry], since: int) -> None:
         for entry in [entry for entry in entries if entry.revision < since]:

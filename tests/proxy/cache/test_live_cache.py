@@ -1,6 +1,7 @@
 """Serializable reads through a proxy's cache, with a member behind it."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from urllib.request import urlopen
 
 import pytest
@@ -21,6 +22,7 @@ from kvorum.pb.rpc_pb2 import (
 )
 from loadtest.launcher import Server, wait_until
 from tests.calls import Api
+from tests.servers import start_proxy
 
 
 @pytest.fixture
@@ -119,3 +121,14 @@ def test_a_write_elsewhere_is_seen_in_time(api: Api, elsewhere: Api) -> None:
     assert read(api, b"cache/aged") == [b"1"]
     elsewhere(PutRequest(key=b"cache/aged", value=b"2"))
     wait_until(lambda: read(api, b"cache/aged") == [b"2"], "the reply to grow old")
+
+
+def test_what_one_worker_has_written_no_other_forgets(kvorum_server: Server) -> None:
+    with start_proxy([kvorum_server.address], {"workers": "2"}) as proxy, ExitStack() as stack:
+        apis = [stack.enter_context(Api(proxy.address)) for _ in range(8)]
+        for number in range(5):
+            value = b"%d" % number
+            apis[number](PutRequest(key=b"cache/workers", value=value))
+            for api in apis:
+                assert read(api, b"cache/workers") == read(api, b"cache/w", range_end=b"cache/x") == [value]
+                assert read(api, b"cache/workers") == read(api, b"cache/w", range_end=b"cache/x") == [value]

@@ -30,6 +30,7 @@ from kvorum.pb.rpc_pb2 import (
 )
 from proxy.cache.learning import Learner
 from proxy.cache.range_cache import MAX_AGE_S, RangeCache, covers
+from proxy.cache.shared import REGION_BYTES, Shared
 
 KEYS = (b"a", b"a/1", b"a/2", b"a/2/x", b"b", b"b/1", b"c")
 RANGES = ((b"a", b"b"), (b"a/", b"a0"), (b"b", b"c"), (b"\0", b"\0"), (b"a/2", b"c"), (b"b", b"\0"))
@@ -49,13 +50,18 @@ class Answer:
     token: str
     message: bytes
     reply: bytes
+    learner: Learner
 
 
 class Cached(RuleBasedStateMachine):
+    WORKERS = 1
+
     def __init__(self) -> None:
         super().__init__()
-        self.cache = RangeCache(BOUND_BYTES)
-        self.learner = Learner(self.cache)
+        regions = [memoryview(bytearray(REGION_BYTES)).cast("Q") for _ in range(self.WORKERS)]
+        shares = [Shared(regions, index) if self.WORKERS > 1 else None for index in range(self.WORKERS)]
+        self.learners = [Learner(RangeCache(BOUND_BYTES, shared)) for shared in shares]
+        self.learner = self.learners[0]
         self.now = 0.0
         self.revision = 1
         self.compacted = 0
@@ -63,6 +69,21 @@ class Cached(RuleBasedStateMachine):
         self.shown = dict.fromkeys(KEYS, 0)
         """The state of which revision has been shown of each key."""
         self.under_way: list[Answer] = []
+
+    @property
+    def cache(self) -> RangeCache:
+        return self.learner.cache
+
+    @property
+    def teacher(self) -> Learner:
+        """The worker that writes, watches and most other reads go through: the other one, if there is one."""
+        return self.learners[-1]
+
+    @rule()
+    def turn(self) -> None:
+        """The workers change places."""
+        self.learners.reverse()
+        self.learner = self.learners[0]
 
     # The store.
 
@@ -142,7 +163,8 @@ class Cached(RuleBasedStateMachine):
         message = asked.SerializeToString()
         serializable = asked.serializable
         where = asked.key, asked.range_end
-        kept, known = self.learner.ask(token, b"", message, self.now)
+        learner = self.learner if serializable or lag else self.teacher
+        kept, known = learner.ask(token, b"", message, self.now)
         assert known is serializable
         if kept is not None:
             event("hit")
@@ -155,7 +177,7 @@ class Cached(RuleBasedStateMachine):
             self.learner.on_failure(KV + "Range", message, *errors.COMPACTED)
             return
         revision = max(self.revision - lag, 1, asked.revision) if serializable else self.revision
-        self.under_way.append(Answer(token, message, self.read(asked, revision).SerializeToString()))
+        self.under_way.append(Answer(token, message, self.read(asked, revision).SerializeToString(), learner))
         if at_once:
             self.answer(len(self.under_way) - 1)
 
@@ -170,18 +192,18 @@ class Cached(RuleBasedStateMachine):
             asked = RangeRequest.FromString(arrived.message)
             if not asked.revision:
                 self.show(RangeResponse.FromString(arrived.reply), asked.key, asked.range_end)
-            self.learner.on_range(
+            arrived.learner.on_range(
                 arrived.token, b"", arrived.message, arrived.message, arrived.reply, arrived.reply, self.now
             )
 
     def done(self, path: str, request: bytes, reply: bytes, told: bool, touched: Callable[[], list[bytes]]) -> None:
         """A write through the proxy has been done; it may be that its answer is lost."""
         if told:
-            self.learner.on_reply(path, request, reply)
+            self.teacher.on_reply(path, request, reply)
             for key in touched():
                 self.shown[key] = self.revision
         else:
-            self.learner.on_failure(path, request, Code.UNAVAILABLE, "connection lost")
+            self.teacher.on_failure(path, request, Code.UNAVAILABLE, "connection lost")
 
     @rule(key=keys, leased=st.booleans(), told=st.booleans())
     def put(self, key: bytes, leased: bool, told: bool) -> None:
@@ -261,7 +283,7 @@ class Cached(RuleBasedStateMachine):
             return
         kv = self.state(key, self.revision)
         events = [Event(type=Event.PUT if kv else Event.DELETE, kv=kv or KeyValue(key=key, mod_revision=self.revision))]
-        self.learner.on_events(WatchResponse(header=header, events=events).SerializeToString())
+        self.teacher.on_events(WatchResponse(header=header, events=events).SerializeToString())
         self.shown[key] = self.revision
 
     @rule(back=st.integers(0, 4))
@@ -270,7 +292,7 @@ class Cached(RuleBasedStateMachine):
         if at <= self.revision:
             self.compacted = at
             reply = CompactionResponse(header=ResponseHeader(revision=self.revision)).SerializeToString()
-            self.learner.on_reply(KV + "Compact", CompactionRequest(revision=at).SerializeToString(), reply)
+            self.teacher.on_reply(KV + "Compact", CompactionRequest(revision=at).SerializeToString(), reply)
 
     @rule(back=st.integers(0, 4))
     def compact_elsewhere(self, back: int) -> None:
@@ -279,7 +301,7 @@ class Cached(RuleBasedStateMachine):
         if 1 < at <= self.revision:
             self.compacted = at
             asked = RangeRequest(key=b"a", revision=at - 1).SerializeToString()
-            self.learner.on_failure(KV + "Range", asked, *errors.COMPACTED)
+            self.teacher.on_failure(KV + "Range", asked, *errors.COMPACTED)
 
     @rule(seconds=st.sampled_from((0.5, MAX_AGE_S)))
     def wait(self, seconds: float) -> None:
@@ -299,5 +321,13 @@ class Cached(RuleBasedStateMachine):
         assert lengths == set(self.cache._prefix_lengths)
 
 
+class CachedByTwo(Cached):
+    """Two workers of one proxy."""
+
+    WORKERS = 2
+
+
+TestTwoWorkers = CachedByTwo.TestCase
+TestTwoWorkers.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
 TestNeverOlder = Cached.TestCase
 TestNeverOlder.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
