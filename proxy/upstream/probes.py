@@ -9,6 +9,7 @@ import asyncio
 from functools import partial
 from typing import Final
 
+from kvorum import errors
 from kvorum.errors import Code
 from kvorum.pb.rpc_pb2 import RangeRequest
 from proxy.upstream.endpoints import Endpoint
@@ -23,9 +24,9 @@ REQUEST: Final = RangeRequest(key=b"health", limit=1, keys_only=True).SerializeT
 _SILENT: Final = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED)
 
 
-def serves(code: int) -> bool:
-    """Whether an answer with this code shows a member that serves: one that refuses us (auth) does."""
-    return code not in _SILENT
+def serves(code: int, text: str) -> bool:
+    """Whether an answer shows a member that serves: one that refuses us (auth) does, a learner does not."""
+    return code not in _SILENT and text != errors.NOT_SUPPORTED_FOR_LEARNER.message
 
 
 class Probes:
@@ -56,4 +57,4 @@ class Probes:
     def _answered(self, endpoint: Endpoint, code: int, text: str, message: bytes) -> None:
         self._asked.discard(endpoint)
         if self._timer is not None:
-            self._upstream.on_probe(endpoint, serves(code))
+            self._upstream.on_probe(endpoint, serves(code, text))

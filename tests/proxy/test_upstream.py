@@ -8,7 +8,7 @@ from kvorum import errors
 from kvorum.errors import Code
 from proxy.upstream import upstream as upstream_module
 from proxy.upstream.endpoints import Endpoint
-from proxy.upstream.probes import Probes
+from proxy.upstream.probes import Probes, serves
 from proxy.upstream.upstream import Upstream, encode
 from tests.proxy.fake_member import PUT, RANGE, WATCH, Ended, Fake, Told, ask, lose, until, with_members
 
@@ -171,6 +171,21 @@ def test_a_member_that_does_not_serve_is_left_by_probing(monkeypatch: pytest.Mon
         probes.close()
 
     check()
+
+
+@pytest.mark.parametrize(
+    ("status", "is_serving"),
+    [
+        ((0, ""), True),
+        (errors.USER_EMPTY, True),
+        (errors.PERMISSION_DENIED, True),
+        (errors.NO_LEADER, False),
+        (errors.NOT_SUPPORTED_FOR_LEARNER, False),
+        ((Code.DEADLINE_EXCEEDED, "context deadline exceeded"), False),
+    ],
+)
+def test_what_a_probe_s_answer_says(status: tuple[int, str], is_serving: bool) -> None:
+    assert serves(*status) == is_serving
 
 
 def test_without_a_member_that_serves_nobody_moves(monkeypatch: pytest.MonkeyPatch) -> None:
