@@ -29,7 +29,7 @@ MAX_INTERVAL_S: Final = 60.0
 asker's token, good for five minutes by default, surely is."""
 
 MAX_LEASES: Final = 100_000
-"""Leases that are remembered, about 500 bytes each. Beyond it a renewal serves only those who already wait for it."""
+"""Leases that are remembered, about 700 bytes each. Beyond it a renewal serves only those who already wait for it."""
 
 MAX_IN_FLIGHT: Final = 10_000
 """Renewals sent and not answered. What is beyond it waits here."""
@@ -41,15 +41,28 @@ Ask = tuple[int, int]
 class _Lease:
     """One lease that is asked for, or was renewed less than an interval ago."""
 
-    __slots__ = ("asked_at", "due_at", "heap_at", "owed", "renewed_at", "reply", "sent_at", "served", "waiting")
+    __slots__ = (
+        "asked_at",
+        "due_at",
+        "header",
+        "heap_at",
+        "owed",
+        "renewed_at",
+        "sent_at",
+        "served",
+        "ttl_s",
+        "waiting",
+    )
 
     def __init__(self) -> None:
         self.waiting: dict[int, list[int]] = {}
         """Tokens by stream."""
         self.served: set[int] = set()
         """Streams that have had an answer since the last renewal."""
-        self.reply: LeaseKeepAliveResponse | None = None
-        """The answer to the last renewal."""
+        self.ttl_s = 0
+        """By the answer to the last renewal; 0: there was none."""
+        self.header = b""
+        """Of that answer, encoded: a message for each lease would take half a kilobyte more."""
         self.renewed_at = 0.0
         """When that renewal was sent: the member renewed no earlier."""
         self.asked_at = 0.0
@@ -116,14 +129,14 @@ class Renewals:
         lease = self._leases.get(lease_id)
         if lease is None:
             lease = self._leases[lease_id] = _Lease()
-        reply = lease.reply
-        if reply is not None and lease.sent_at is None and lease_id not in self._queue:
-            left_s = int(lease.renewed_at + reply.TTL - now)
+        if lease.ttl_s and lease.sent_at is None and lease_id not in self._queue:
+            left_s = int(lease.renewed_at + lease.ttl_s - now)
             if left_s >= 1 and stream not in lease.served:
                 lease.served.add(stream)
                 lease.owed = True
                 lease.asked_at = now
-                return LeaseKeepAliveResponse(header=reply.header, ID=lease_id, TTL=left_s).SerializeToString()
+                # Fields of a message may be joined as they are encoded.
+                return lease.header + LeaseKeepAliveResponse(ID=lease_id, TTL=left_s).SerializeToString()
             if now < lease.renewed_at + REPEAT_S:
                 if not lease.waiting:
                     self._look_at(lease_id, lease, lease.renewed_at + REPEAT_S)
@@ -152,8 +165,8 @@ class Renewals:
             del self._queue[lease_id]
             lease = self._leases[lease_id]
             if not lease.waiting:
-                assert lease.owed and lease.reply is not None
-                if now >= lease.asked_at + lease.reply.TTL:  # more was promised to nobody; upstream was away that long
+                assert lease.owed and lease.ttl_s
+                if now >= lease.asked_at + lease.ttl_s:  # more was promised to nobody; upstream was away that long
                     del self._leases[lease_id]
                     continue
             lease.sent_at = now
@@ -177,7 +190,8 @@ class Renewals:
         if reply.TTL <= 0 or len(self._leases) > MAX_LEASES:
             del self._leases[lease_id]
             return asks
-        lease.reply = reply
+        lease.ttl_s = reply.TTL
+        lease.header = LeaseKeepAliveResponse(header=reply.header).SerializeToString()
         lease.renewed_at = sent_at
         lease.owed = lease.asked_at > sent_at  # a member would have renewed once more
         lease.served = set(lease.waiting)
@@ -266,7 +280,7 @@ class Renewals:
         if lease.waiting or lease.owed or lease.sent_at is not None:
             return
         self._queue.pop(lease_id, None)
-        if lease.reply is None or lease.heap_at < 0:
+        if not lease.ttl_s or lease.heap_at < 0:
             del self._leases[lease_id]
 
     def _look_at(self, lease_id: int, lease: _Lease, at: float) -> None:
