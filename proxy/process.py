@@ -191,6 +191,8 @@ class Proxy:
         tenancy: TenantService | None = None
         if tenants is not None and tokens is not None:
             assert worker.namespaces is not None
+            tracking = Tracking(self.upstream, call_later=loop.call_later, now=loop.time, logger=logger)
+            self.upstream.on_change(tracking.move)
             tenancy = TenantService(
                 config.namespaces_file,
                 worker.namespaces,
@@ -198,7 +200,7 @@ class Proxy:
                 tokens,
                 self.callers,
                 self.upstream,
-                Tracking(self.upstream, call_later=loop.call_later, now=loop.time, logger=logger),
+                tracking,
                 logger,
                 knows_certificates=knows_certificates(config),
                 is_first_worker=worker.index == 0,
@@ -293,6 +295,7 @@ class Proxy:
         if config.resolver_prefix:
             prefix = f"{config.namespace}{config.resolver_prefix}/".encode()
             registry = self._registry = Registry(self.upstream, prefix, call_later=later, logger=self._logger)
+            self.upstream.on_change(registry.move)
             if self._worker.index == 0:
                 registration = self._registration = Registration(
                     self.upstream,
@@ -303,6 +306,7 @@ class Proxy:
                     logger=self._logger,
                 )
                 registry.on_deleted = registration.on_deleted
+                self.upstream.on_change(registration.move)
         return MemberList(self.callers, config.advertise_client_url, name, self._registry)
 
     async def _open(self, server: Server, place: Place, tls: ssl.SSLContext | None) -> None:

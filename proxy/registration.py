@@ -160,6 +160,10 @@ class Registry:
 
     def stop(self) -> None:
         self._stopped = True
+        self.move()
+
+    def move(self) -> None:
+        """Another endpoint is in use: the stream must not stay at one that may stand still."""
         if self._stream is not None:
             self._stream.cancel()
 
@@ -260,13 +264,17 @@ class Registration:
     def stop(self, done: Callable[[], None]) -> None:
         """The registration ends; `done` is called when the cluster knows, or cannot be told soon."""
         self._stopped = True
-        if self._stream is not None:
-            self._stream.cancel()
+        self.move()
         if not self._lease:
             done()
             return
         request = LeaseRevokeRequest(ID=self._lease).SerializeToString()
         self._upstream.call(REVOKE, request, lambda _code, _text, _message: done(), (), REVOKE_TIMEOUT_S)
+
+    def move(self) -> None:
+        """Another endpoint is in use: renewals go there."""
+        if self._stream is not None:
+            self._stream.cancel()
 
     def on_deleted(self, key: bytes) -> None:
         """Somebody deleted a key, perhaps ours."""

@@ -100,8 +100,7 @@ class Tenant:
         """Calls that a limit refused, by its name in the file."""
         self._waiting: list[Retry] = []
         self._waiting_bytes = 0
-        self._resuming = False
-        self._usage_is_sure = False
+        self._look: bool | None = None  # what the look found, while the calls that waited for it are made again
         self.on_waiting: Callable[[Tenant], None] | None = None
         """Told when calls begin to wait for the usage: it has to be looked at, then `resume` called."""
         self.update(entry)
@@ -132,7 +131,7 @@ class Tenant:
 
         Raises ApiError for what it may not do, and Later when its usage has to be looked at first.
         """
-        if not self._resuming:
+        if self._look is None:
             self.count_request(path)
         if path == _ALARM:
             _check_alarm(message)
@@ -204,8 +203,8 @@ class Tenant:
     # Keys and bytes.
 
     def _check_growth(self, usage: Usage, growth: Growth, size_bytes: int) -> None:
-        is_final = self._usage_is_sure or self._waiting_bytes + size_bytes > MOST_WAITING_BYTES
-        if usage.revision is None:
+        is_final = self._look is not None or self._waiting_bytes + size_bytes > MOST_WAITING_BYTES
+        if usage.revision is None or not (usage.is_followed or self._look):
             if is_final:
                 text = f'what tenant "{self.name}" stores is not known at the moment'
                 raise ApiError(Status(Code.UNAVAILABLE, text))
@@ -230,14 +229,15 @@ class Tenant:
         self._waiting_bytes = 0
         return waiting
 
-    def resume(self, waiting: list[Retry]) -> None:
-        """The usage has been looked at since these calls came: they go on, or end."""
-        self._resuming = self._usage_is_sure = True
+    def resume(self, waiting: list[Retry], *, found: bool) -> None:
+        """The usage has been looked at since these calls came: they go on, or end. `found`: the figures are what the
+        cluster held when the look began, or newer."""
+        self._look = found
         try:
             for retry in waiting:
                 retry(None)
         finally:
-            self._resuming = self._usage_is_sure = False
+            self._look = None
 
     def end_waiting(self, status: Status) -> None:
         """The tenant is gone, or the proxy stops."""

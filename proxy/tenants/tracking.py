@@ -132,6 +132,11 @@ class Tracking:
         if self._stream is not None:
             self._stream.cancel()
 
+    def move(self) -> None:
+        """Another endpoint is in use: the stream must not stay at one that may stand still."""
+        if self._stream is not None:
+            self._stream.cancel()
+
     @property
     def ready(self) -> bool:
         """Whether the usage of every limited tenant is known."""
@@ -206,7 +211,7 @@ class Tracking:
         """The stream is lost; another follows in a while."""
         self._stream = None
         for follower in self._followers.values():
-            follower.live = False
+            follower.usage.is_followed = False
         if not self._closed and self._reopening is None:
             self._reopening = self.call_later(RETRY_S, self._reopen)
 
@@ -265,8 +270,6 @@ class Follower:
         self._range = tenant.namespace.interval(FROM_KEY, FROM_KEY)
         self.usage = usage
         self.watch_id = watch_id
-        self.live = False
-        """Whether the watch was created."""
         self._stopped = False
         self._looking: list[Retry] | None = None  # the calls that wait for this look
         self._pausing = False
@@ -275,7 +278,7 @@ class Follower:
     def stop(self) -> None:
         """The tenant is not followed any more."""
         self._stopped = True
-        if self.live:
+        if self.usage.is_followed:
             self._tracking.send(WatchRequest(cancel_request=WatchCancelRequest(watch_id=self.watch_id)))
         for retry in [*(self._looking or ()), *self._tenant.take_waiting()]:
             retry(Status(Code.UNAVAILABLE, "the limits of the tenant have changed"))
@@ -343,7 +346,7 @@ class Follower:
 
     def on_reply(self, response: WatchResponse) -> None:
         if response.canceled:
-            self.live = False
+            self.usage.is_followed = False
             if response.compact_revision:
                 self.usage.lose()
                 self.read()
@@ -355,7 +358,7 @@ class Follower:
                 self._tracking.start_again()
             return
         if response.created:
-            self.live = True
+            self.usage.is_followed = True
         events = response.events
         if events:
             # Of a reply from history the header is ahead of the events; of a fragment the revision is not whole.
@@ -367,7 +370,7 @@ class Follower:
 
     def on_progress(self, revision: int) -> None:
         """Everything up to `revision` has come, if the watch was there when that was said."""
-        if self.live:
+        if self.usage.is_followed:
             self.usage.on_progress(revision)
             self._check_look()
 
@@ -388,22 +391,22 @@ class Follower:
             if self._looking is not looking:
                 return
             if code:
-                self._end_look()
+                self._end_look(found=False)
                 return
             self._target = RangeResponse.FromString(reply).header.revision
             self._go_on()
 
-        def end() -> None:
+        def give_up() -> None:
             if self._looking is looking:
-                self._end_look()
+                self._end_look(found=False)
 
-        tracking.call_later(LOOK_S, end)
+        tracking.call_later(LOOK_S, give_up)
         request = RangeRequest(key=self._range[0], range_end=self._range[1], count_only=True, limit=1)
         tracking.call(RANGE, request.SerializeToString(), done)
 
     def _check_look(self) -> None:
         if self._looking is not None and self._target is not None and (self.usage.revision or 0) >= self._target:
-            self._end_look()
+            self._end_look(found=True)
 
     def _go_on(self) -> None:
         """Until everything up to the target has come, ask for it."""
@@ -413,12 +416,12 @@ class Follower:
             self._tracking.ask_progress()
             self._tracking.call_later(PROGRESS_S, lambda: self._go_on() if self._looking is looking else None)
 
-    def _end_look(self) -> None:
+    def _end_look(self, *, found: bool) -> None:
         looking, self._looking = self._looking, None
         self._pausing = True  # so that a tenant that keeps trying costs few looks
         self._tracking.call_later(LOOK_PAUSE_S, self._end_pause)
         if looking:
-            self._tenant.resume(looking)
+            self._tenant.resume(looking, found=found)
 
     def _end_pause(self) -> None:
         self._pausing = False

@@ -49,6 +49,8 @@ class Usage:
         self._sequence = 0
         self.revision: int | None = None
         """Everything up to here is counted; None: nothing is known, the namespace has to be read."""
+        self.is_followed = False
+        """Whether events come as they happen; while they do not, the figures may be old."""
         self.bytes = 0
         """What the cluster holds, as far as is known."""
         self.held_keys = 0
@@ -87,6 +89,7 @@ class Usage:
     def lose(self) -> None:
         """The figures cannot be followed any more: until they are read again nothing is known."""
         self.revision = None
+        self.is_followed = False
         self._reading = None
 
     def on_events(self, events: Iterable[Event], revision: int) -> None:

@@ -123,6 +123,14 @@ def test_a_lost_stream_is_opened_again_and_asks_once(registering: Registering) -
     assert len(registering.upstream.streams[2].take()) == 1
 
 
+def test_another_endpoint_gets_the_renewals(registering: Registering) -> None:
+    registering.register(7)
+    registering.timers.advance(2.0)
+    registering.registration.move()  # the ask there may never be answered
+    registering.timers.advance(1.0)
+    assert len(registering.upstream.streams[1].take()) == 1
+
+
 def test_a_key_that_somebody_deleted_is_written_again(registering: Registering) -> None:
     registering.register(7)
     registering.registration.on_deleted(b"p/other")

@@ -17,6 +17,7 @@ def test_admitted_refused_and_waiting_calls() -> None:
     assert tenant.usage is not None
     tenant.usage.begin_reading()
     tenant.usage.end_reading(10)
+    tenant.usage.is_followed = True
     put = PutRequest(key=b"k", prev_kv=True).SerializeToString()
     reply = PutResponse(header={"revision": 5}, prev_kv={"key": b"a/k"}).SerializeToString()
     foreign = RangeResponse(kvs=[{"key": b"b/k"}]).SerializeToString()

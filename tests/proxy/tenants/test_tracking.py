@@ -145,6 +145,38 @@ def test_a_lost_stream_goes_on_where_it_stopped() -> None:
     assert len(followed.upstream.streams) == 2
 
 
+def test_another_endpoint_gets_the_watches() -> None:
+    followed = Followed()
+    followed.started([])
+    followed.tracking.move()
+    assert followed.stream.ended
+    followed.timers.advance(RETRY_S)
+    followed.create()
+    assert len(followed.upstream.streams) == 2
+
+
+def test_while_the_stream_is_lost_figures_are_too_old_to_admit_by() -> None:
+    followed = Followed()
+    followed.started([])
+    followed.stream.end(14, "lost")
+    outcome = followed.put_later(b"k")
+    followed.timers.advance(RETRY_S)
+    watch_id = followed.create()
+    followed.upstream.answer(RANGE, RangeResponse(header={"revision": 12}))
+    assert outcome == []
+    followed.events(watch_id, (b"a", b""), (b"b", b""), revision=12)
+    assert outcome == [Status(Code.RESOURCE_EXHAUSTED, 'tenant "a" is over its limit: keys is 2')]
+
+
+def test_while_the_stream_is_lost_a_look_that_fails_admits_nothing() -> None:
+    followed = Followed()
+    followed.started([])
+    followed.stream.end(14, "lost")
+    outcome = followed.put_later(b"k")
+    followed.upstream.refuse(RANGE, 14, "away")
+    assert outcome == [Status(Code.UNAVAILABLE, 'what tenant "a" stores is not known at the moment')]
+
+
 def test_of_fragments_the_last_moves_the_revision() -> None:
     followed = Followed()
     watch_id = followed.started([])
