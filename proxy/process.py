@@ -320,7 +320,7 @@ class Proxy:
     def _own_figures(self) -> Figures:
         return {
             "kvorum_grpc_proxy_endpoint_changes_total": self.upstream.changes,
-            "kvorum_grpc_proxy_endpoint_serving": int(self.upstream.endpoints.serving),
+            "kvorum_grpc_proxy_endpoint_serving": int(self.upstream.serving),
             "kvorum_grpc_proxy_client_connections": self.server.connections_open,
             "kvorum_grpc_proxy_client_received_bytes_total": self.server.bytes_received,
             "kvorum_grpc_proxy_client_sent_bytes_total": self.server.bytes_sent,

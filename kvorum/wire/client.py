@@ -61,10 +61,10 @@ class Channel:
         server_name: str | None = None,
         limits: ClientLimits | None = None,
         check: ConnectionCheck | None = None,
-        on_lost: Callable[["Channel"], None] | None = None,
+        on_lost: Callable[["Channel", str], None] | None = None,
     ) -> None:
         """`server_name` is what the server's certificate must be for, instead of the host. `on_lost` is told that a
-        connection, or an attempt to get one, has failed, before the calls that end by it are."""
+        connection, or an attempt to get one, has failed, and why, before the calls that end by it are."""
         self.address = address
         self.check = check
         self._on_lost = on_lost
@@ -276,7 +276,7 @@ class Channel:
                         self._protocol.abort()
                     self._back_off()
                     if self._on_lost is not None:
-                        self._on_lost(self)
+                        self._on_lost(self, reason)
                     self._fail_waiting(Code.UNAVAILABLE, f"connection error: {reason}")
                     continue
                 self._failures = 0
@@ -355,10 +355,10 @@ class Channel:
             keepalive_factor=self._keepalive_factor,
         )
 
-    def losing(self, protocol: "ClientProtocol") -> None:
+    def losing(self, protocol: "ClientProtocol", reason: str) -> None:
         """The connection is lost; its calls have not been told yet."""
         if self._on_lost is not None and self._protocol is protocol and protocol.became_ready.done():
-            self._on_lost(self)
+            self._on_lost(self, reason)
 
     def gone(self, protocol: "ClientProtocol") -> None:
         """The connection is lost."""
@@ -453,7 +453,7 @@ class ClientProtocol(asyncio.Protocol):
             text = self.connection.fault.text
         if self._refusal is not None:
             text = self._refusal
-        self._channel.losing(self)
+        self._channel.losing(self, text)
         self.connection.lost(text)
         self._transport = None
         if not self.became_ready.done():

@@ -19,7 +19,7 @@ from kvorum.wire import grpc
 from kvorum.wire.calls import CallHandler, ClientStream, Fields, UnaryClientCall, UnaryDone
 from kvorum.wire.client import Channel, ConnectionCheck, GivenMetadata
 from kvorum.wire.limits import ClientLimits
-from proxy.upstream.endpoints import Endpoint, Endpoints
+from proxy.upstream.endpoints import Endpoint, Endpoints, Health
 
 REPEATABLE: Final = frozenset(
     {
@@ -45,6 +45,9 @@ REPEATABLE: Final = frozenset(
 PATIENCE_S: Final = 7.0
 """How long a call without an answer is tried again: as long as a member waits for its cluster (P12)."""
 
+
+SAY_AGAIN_S: Final = 10.0
+"""Between two lines that say of one endpoint, with the same reason, that it cannot be reached."""
 
 RETIRE_S: Final = 5.0
 """How long calls may go on at an endpoint that has left the cluster."""
@@ -97,6 +100,8 @@ class Upstream:
         self._listeners: list[Callable[[], None]] = []
         self._retiring: dict[Channel, asyncio.TimerHandle] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._said: dict[Endpoint, tuple[str, float]] = {}
+        """Why endpoints could not be reached, and when that was logged."""
         self._closed = False
         self.changes = 0
         """How often another endpoint has come into use."""
@@ -106,6 +111,14 @@ class Upstream:
     def connected(self) -> bool:
         """Whether calls can leave at once."""
         return self._channel.connected
+
+    @property
+    def serving(self) -> bool:
+        """Whether nothing speaks against the endpoint in use. One that was lost and is connected again is as good as
+        new: where there is no other, it is not probed."""
+        return self.endpoints.serving or (
+            self.connected and self.endpoints.health(self.endpoints.current) is Health.DOWN
+        )
 
     def call(
         self,
@@ -214,6 +227,7 @@ class Upstream:
         known = set(self.endpoints.all)
         for endpoint in [one for one in self._channels if one not in known]:
             channel = self._channels.pop(endpoint)
+            self._said.pop(endpoint, None)
             self._retiring[channel] = self._loop.call_later(RETIRE_S, self._retired, channel)
 
     # Within.
@@ -245,10 +259,21 @@ class Upstream:
         channel.launch(ticket)
         return True
 
-    def _on_lost(self, channel: Channel) -> None:
+    def _on_lost(self, channel: Channel, reason: str) -> None:
         endpoint = self._endpoint_of.get(channel)
-        if endpoint is not None and not self._closed and self.endpoints.on_down(endpoint):
+        if endpoint is None or self._closed:
+            return
+        if endpoint in self._channels:
+            self._say(endpoint, reason)
+        if self.endpoints.on_down(endpoint):
             self._moved()
+
+    def _say(self, endpoint: Endpoint, reason: str) -> None:
+        now = self._loop.time()
+        said = self._said.get(endpoint)
+        if said is None or said[0] != reason or now >= said[1] + SAY_AGAIN_S:
+            self._said[endpoint] = (reason, now)
+            self._logger.warn("an endpoint cannot be reached", endpoint=endpoint.address, error=reason)
 
     def _moved(self) -> None:
         endpoint = self.endpoints.current

@@ -127,6 +127,10 @@ def test_a_member_of_another_authority_is_not_spoken_to(
             ["curl", "-s", "-k", f"https://{proxy.address}/health"], capture_output=True, timeout=TIMEOUT_S, check=True
         )
         assert json.loads(page.stdout)["health"] == "false"
+        said = [json.loads(line) for line in proxy.log_path.read_text().splitlines()]
+        [lost] = [line for line in said if line["msg"] == "an endpoint cannot be reached"][:1]
+        assert (lost["level"], lost["endpoint"]) == ("warn", member.address)
+        assert "certificate verify failed" in lost["error"]
     with proxy_of(folder, "any", member.address, {**flags, "insecure-skip-tls-verify": "true"}) as proxy:
         assert ask(proxy, f"--cacert={authority.file}", "put", "tls/c", "3").stdout == "OK\n"
 

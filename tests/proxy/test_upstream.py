@@ -45,6 +45,18 @@ async def test_calls_that_never_left_go_to_the_next_whatever_they_are(
     assert upstream.changes == 1
 
 
+@with_members(1)
+async def test_a_lone_endpoint_that_comes_back_serves(upstream: Upstream, one: Fake) -> None:
+    assert await ask(upstream, RANGE) == (0, one.address.encode() + b" x")
+    assert upstream.serving
+    await one.stop()
+    await until(lambda: not upstream.connected)
+    assert not upstream.serving
+    await one.start()
+    assert await ask(upstream, RANGE) == (0, one.address.encode() + b" x")
+    assert upstream.serving
+
+
 @with_members(2)
 async def test_a_read_under_way_when_its_member_is_lost_is_made_again(
     upstream: Upstream, one: Fake, other: Fake
