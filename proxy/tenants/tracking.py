@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from google.protobuf.message import DecodeError
 
 from kvorum import errors
-from kvorum.errors import Code, Status
+from kvorum.errors import Status
 from kvorum.log import Logger
 from kvorum.pb.rpc_pb2 import (
     AuthenticateRequest,
@@ -105,9 +105,10 @@ class Tracking:
         if reader != self._reader:
             self._reader, self._token = reader, None
         wanted = {tenant: tenant.usage for tenant in tenants if tenant.usage is not None}
+        waiting: list[Retry] = []
         for tenant, follower in list(self._by_tenant.items()):
             if wanted.get(tenant) is not follower.usage:
-                follower.stop()
+                waiting += follower.stop()
                 del self._by_tenant[tenant], self._followers[follower.watch_id]
         for tenant, usage in wanted.items():
             if tenant not in self._by_tenant:
@@ -118,12 +119,15 @@ class Tracking:
                 follower.read()
         if self._timer is None and self._followers:
             self._timer = self.call_later(TICK_S, self._tick)
+        for retry in waiting:
+            retry(None)
 
     def close(self) -> None:
         """The proxy stops."""
         self._closed = True
         for follower in self._by_tenant.values():
-            follower.stop()
+            for retry in follower.stop():
+                retry(errors.STOPPED)
         self._by_tenant.clear()
         self._followers.clear()
         for timer in (self._timer, self._reopening):
@@ -275,14 +279,14 @@ class Follower:
         self._pausing = False
         self._target: int | None = None
 
-    def stop(self) -> None:
-        """The tenant is not followed any more."""
+    def stop(self) -> list[Retry]:
+        """The tenant is not followed any more; the calls that waited for it."""
         self._stopped = True
         if self.usage.is_followed:
             self._tracking.send(WatchRequest(cancel_request=WatchCancelRequest(watch_id=self.watch_id)))
-        for retry in [*(self._looking or ()), *self._tenant.take_waiting()]:
-            retry(Status(Code.UNAVAILABLE, "the limits of the tenant have changed"))
+        waiting = [*(self._looking or ()), *self._tenant.take_waiting()]
         self._looking = None
+        return waiting
 
     # Reading.
 

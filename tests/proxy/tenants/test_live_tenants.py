@@ -300,8 +300,10 @@ def test_a_reload_ends_the_watches_of_those_that_it_moves_and_no_other(
             wait_for(lambda: tenant("slow").status(RangeRequest(key=b"a")).code != Code.PERMISSION_DENIED)
 
 
-def test_several_workers_share_limits(kvorum_server: Server, file: Path) -> None:
-    flags = {"namespaces-file": str(file), "workers": "2"}
+def test_several_workers_share_limits_and_reload_together(kvorum_server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "tenants.yaml"
+    path.write_text(FILE)
+    flags = {"namespaces-file": str(path), "workers": "2"}
     with start_proxy([kvorum_server.address], flags) as proxy:
         opened = [Api(proxy.address, authority="slow.test") for _ in range(8)]  # some at each worker
         began = time.monotonic()
@@ -309,6 +311,9 @@ def test_several_workers_share_limits(kvorum_server: Server, file: Path) -> None
         assert [status.code for status in statuses].count(Code.OK) <= 2 + time.monotonic() - began
         over = 'tenant "slow" is over its limit: requests_per_second is 1'
         assert over in [status.message for status in statuses]
+        path.write_text(FILE.replace("requests_per_second: 1", "requests_per_second: 100000"))
+        os.kill(proxy.pid, signal.SIGHUP)
+        wait_for(lambda: all(api.status(RangeRequest(key=b"a")).code == Code.OK for api in opened * 3))
         for api in opened:
             api.close()
 

@@ -326,12 +326,14 @@ def test_a_changed_limit_is_followed_on_and_none_is_followed_no_more() -> None:
     apply(Limits(keys=2))
     assert followed.put(b"l") is not None
     assert followed.stream.take() == []
+    outcome = followed.put_later(b"m")
     apply(Limits())
+    assert outcome == [None]
     (message,) = followed.stream.take()
     assert WatchRequest.FromString(message).cancel_request.watch_id == watch_id
     assert followed.put(b"m") is None
     apply(Limits(keys=1))
-    assert followed.upstream.waits(RANGE) == 1
+    assert followed.upstream.waits(RANGE) == 2  # the reading's, and that of the look for which nobody waits any more
 
 
 def test_the_reader_logs_in_and_again_when_its_token_is_refused() -> None:
@@ -369,7 +371,7 @@ def test_nothing_goes_on_after_the_end() -> None:
     followed.started([b"k"])
     outcome = followed.put_later(b"l")
     followed.tracking.close()
-    assert outcome == [Status(Code.UNAVAILABLE, "the limits of the tenant have changed")]
+    assert outcome == [errors.STOPPED]
     assert followed.stream.ended
     followed.upstream.answer(RANGE, RangeResponse(header={"revision": 10}))
     followed.timers.advance(60.0)
