@@ -30,9 +30,10 @@ from kvorum.urls import parse_url
 from proxy import listeners
 from proxy.config import Config, StartFailed
 from proxy.listeners import Place
-from proxy.process import DRAIN_S, Worker, namespaces_file, run
+from proxy.process import DRAIN_S, run
 from proxy.tenants.namespaces_file import NamespacesFile
 from proxy.tls import listen_context, upstream_context
+from proxy.worker import Worker, namespaces_file
 
 EXIT_FAILED: Final = 1
 READY: Final = "started gRPC proxy"
@@ -131,8 +132,7 @@ def _serve_alone(worker: Worker, logger: Logger) -> int:
             run(worker, logger, control)
         except Exception as error:
             logger.error("the proxy failed", error=repr(error), stacktrace=traceback.format_exc())
-        else:
-            assert control.received is not None, "nothing but a signal or a failure ends it"
+        if control.received is not None:
             return -control.received
         unready = 0 if control.was_ready else unready + 1
         if unready == UNREADY_MAX:

@@ -10,7 +10,8 @@ from kvorum.log import Level, LogFormat, Logger
 from proxy import listeners, workers
 from proxy.config import Config
 from proxy.listeners import Place
-from proxy.process import Control, Worker
+from proxy.process import Control
+from proxy.worker import Worker
 from tests.proxy.test_command import config_of, started
 
 __all__ = ["started"]
