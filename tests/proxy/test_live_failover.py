@@ -6,7 +6,14 @@ from collections.abc import Iterator
 import pytest
 
 from kvorum.errors import ApiError, Code
-from kvorum.pb.rpc_pb2 import MemberListRequest, PutRequest, RangeRequest, StatusRequest
+from kvorum.pb.rpc_pb2 import (
+    LeaseGrantRequest,
+    LeaseKeepAliveRequest,
+    MemberListRequest,
+    PutRequest,
+    RangeRequest,
+    StatusRequest,
+)
 from loadtest.cluster import Cluster, status
 from loadtest.launcher import Server, wait_until
 from tests.calls import Api
@@ -82,6 +89,50 @@ def test_all_die_and_come_back(whole: Cluster) -> None:
         whole.start()
         put_for_sure(api, b"failover/c", b"2")
         assert api(RangeRequest(key=b"failover/c")).kvs[0].value == b"2"
+
+
+def test_keep_alives_keep_leases_alive_when_the_leader_dies_and_when_all_do(whole: Cluster) -> None:
+    with start_proxy(whole.addresses) as proxy, Api(proxy.address) as api, api.keep_alive() as stream:
+        lease = api(LeaseGrantRequest(TTL=30)).ID
+
+        def renew() -> None:
+            asked = len(stream.replies)
+            stream.send(LeaseKeepAliveRequest(ID=lease))
+            (reply,) = stream.wait(lambda replies: replies[asked:], timeout_s=DEADLINE_S)
+            assert (reply.ID, reply.TTL) == (lease, 30)
+
+        renew()
+        leader = whole.wait_for_leader()
+        leader.kill()
+        renew()
+        leader.start()
+        for member in whole.members:
+            member.kill()
+        stream.send(LeaseKeepAliveRequest(ID=lease))
+        whole.start()
+        answered = stream.wait(lambda replies: replies if len(replies) == 3 else [], timeout_s=DEADLINE_S)
+        assert [reply.TTL for reply in answered] == [30] * 3
+        renew()
+        assert stream.status is None
+
+
+def test_owned_keys_are_never_old_when_the_endpoint_in_use_dies(whole: Cluster) -> None:
+    flags = {"experimental-leasing-prefix": "leasing/"}
+    with (
+        start_proxy(whole.addresses, flags) as one,
+        start_proxy(whole.addresses, flags) as other,
+        Api(one.address) as reader,
+        Api(other.address) as writer,
+    ):
+        for n in range(6):
+            put_for_sure(writer, b"failover/owned", b"%d" % n)
+            for _ in range(3):
+                assert reader(RangeRequest(key=b"failover/owned")).kvs[0].value == b"%d" % n
+            if n % 3 == 1:
+                dead = in_use(reader, whole)
+                dead.kill()
+                assert reader(RangeRequest(key=b"failover/owned")).kvs[0].value == b"%d" % n
+                dead.start()
 
 
 def test_a_member_that_stands_still_is_left(whole: Cluster) -> None:

@@ -60,6 +60,16 @@ def test_L8_L10_unknown_leases_and_half_close(api: Api) -> None:
         assert stream.ended() == OK
 
 
+def test_L10_half_close_with_answers_under_way(api: Api) -> None:
+    for _ in range(20):
+        with api.keep_alive() as stream:
+            for lease in (4711, 4712):
+                stream.send(LeaseKeepAliveRequest(ID=lease))
+            stream.half_close()
+            assert stream.ended() == OK
+            assert [reply.TTL for reply in stream.replies] == [0, 0]
+
+
 def test_a_lease_revoked_through_the_proxy_is_gone_at_once(api: Api) -> None:
     lease = api(LeaseGrantRequest(TTL=600)).ID
     with api.keep_alive() as first, api.keep_alive() as second:
