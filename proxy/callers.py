@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
-from kvorum import errors
 from kvorum.errors import ApiError, Code, Status
 from kvorum.wire import grpc
 from kvorum.wire.calls import Fields
@@ -149,7 +148,7 @@ class Callers:
             if user is None:
                 named = named_user(plain)
                 if named is None:
-                    raise ApiError(errors.INVALID_AUTH_TOKEN)
+                    raise Later(partial(tokens.find, plain, tenants.users, fields))
                 raise Later(partial(tokens.check, plain, named, fields))
         tenant = tenants.find(user, connection.peer_common_name, head.authority)
         if tenant is None:

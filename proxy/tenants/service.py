@@ -178,5 +178,6 @@ class TenantService:
 
     def _apply(self, file: NamespacesFile) -> None:
         self._tenants.apply(file)
+        self._tokens.forget_strangers()
         self._callers.forget()
         self._tracking.follow(self._tenants.all, file.reader)

@@ -57,6 +57,11 @@ class Tenants:
         """Whether it matters whose token a caller sends."""
         return bool(self._by_user)
 
+    @property
+    def users(self) -> Iterable[str]:
+        """Those that the file names."""
+        return self._by_user.keys()
+
     def of_user(self, user: str) -> Tenant | None:
         """Whose the user is, by the file; the default is not meant."""
         return self._by_user.get(user)

@@ -2,16 +2,18 @@
 
 A token says nothing for sure to whoever is not the cluster. It is known once the cluster has given it out through
 this process, or, if it is a JSON web token, once the cluster has answered a call that was made with it and that only
-the user it names may make: that the claims can be read proves nothing. A token that is not known is refused as the
-cluster refuses one that has expired, so that clients log in again; then it is known.
+the user it names may make: that the claims can be read proves nothing. Any other token was perhaps given out through
+another worker or proxy. It is tried: who may not look at root has no role root, and of the users of the file may look
+at one only, at himself. A token that the cluster does not take is refused as the cluster does.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 import orjson
@@ -24,6 +26,14 @@ from kvorum.wire.calls import Fields, UnaryDone
 from proxy.namespaces.passage import Retry
 
 MOST_TOKENS: Final = 65536
+MOST_TRIED: Final = 256
+"""Users that a token is tried with. With more of them in the file, tokens that came another way are refused as
+expired ones are, and clients log in again."""
+
+ROOT: Final = "root"
+STRANGER: Final = ""
+"""The user of a token that is none of the file's users'."""
+
 MOST_CHECKS: Final = 256
 """Tokens that are being checked."""
 
@@ -94,51 +104,102 @@ class Tokens:
             self._users.move_to_end(token)
         return user
 
+    def forget_strangers(self) -> None:
+        """The file may know more users now."""
+        for token in [token for token, user in self._users.items() if user == STRANGER]:
+            del self._users[token]
+
     def check(self, token: str, user: str, metadata: Fields, retry: Retry, size_bytes: int) -> None:
         """Ask the cluster whether the token is this user's; `retry` is called when that is known, or fails."""
+        if self._is_first(token, retry, size_bytes):
+            _Check(self, token, (user,), metadata).begin()
+
+    def find(self, token: str, users: Iterable[str], metadata: Fields, retry: Retry, size_bytes: int) -> None:
+        """Ask the cluster which of these users has the token, if any of them; `retry` as with `check`."""
+        tried = (ROOT, *itertools.islice(users, MOST_TRIED + 1))
+        if len(tried) > MOST_TRIED + 1:
+            retry(errors.INVALID_AUTH_TOKEN)
+        elif self._is_first(token, retry, size_bytes):
+            _Check(self, token, tried, metadata).begin()
+
+    def _is_first(self, token: str, retry: Retry, size_bytes: int) -> bool:
+        """Whether the token has to be checked now. If not, `retry` is told by the check under way, or it is now."""
         waiting = self._checks.get(token)
         size_bytes += WAITING_OVERHEAD_BYTES
         if self._waiting_bytes + size_bytes > MOST_WAITING_BYTES or (
             waiting is None and len(self._checks) >= MOST_CHECKS
         ):
             retry(NOT_CHECKED)
-            return
+            return False
         self._waiting_bytes += size_bytes
         if waiting is not None:
             waiting.append((retry, size_bytes))
-            return
+            return False
         self._checks[token] = [(retry, size_bytes)]
+        return True
 
-        def on_user(code: int, text: str, _reply: bytes) -> None:
-            if code == 0:
-                self.learn(token, user)
-                self._end_check(token, None)
-            elif code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
-                self._end_check(token, NOT_CHECKED)
-            elif Status(code, text) == errors.AUTH_OLD_REVISION:
-                self._end_check(token, errors.AUTH_OLD_REVISION)
-            else:
-                self._end_check(token, errors.INVALID_AUTH_TOKEN)
-
-        def on_status(code: int, _text: str, reply: bytes) -> None:
-            # While authentication is off a member takes any token for none: then an answer would prove nothing. Before
-            # 3.7 only root may ask this while it is on.
-            if code == Code.PERMISSION_DENIED or (code == 0 and _is_enabled(reply)):
-                request = AuthUserGetRequest(name=user)
-                self._call(USER_GET, request, on_user, metadata)
-            else:
-                self._end_check(token, errors.INVALID_AUTH_TOKEN if code in (0, Code.UNAUTHENTICATED) else NOT_CHECKED)
-
-        self._call(AUTH_STATUS, AuthStatusRequest(), on_status, metadata)
-
-    def _call(self, path: str, request: Any, done: Callable[[int, str, bytes], None], metadata: Fields) -> None:
+    def ask(self, path: str, request: Any, done: Callable[[int, str, bytes], None], metadata: Fields) -> None:
+        """A call with the token that is checked."""
         self._upstream.call(path, request.SerializeToString(), done, metadata, CHECK_TIMEOUT_S)
 
-    def _end_check(self, token: str, status: Status | None) -> None:
+    def end_check(self, token: str, status: Status | None) -> None:
+        """It is known whose the token is, or why not."""
         waiting = self._checks.pop(token)
         self._waiting_bytes -= sum([size_bytes for _, size_bytes in waiting])
         for retry, _ in waiting:
             retry(status)
+
+
+class _Check:
+    """Of one token: the users are tried in turn. Where the first of several is root, the token must not be able to see
+    it: then it can see its own user alone."""
+
+    def __init__(self, tokens: Tokens, token: str, users: tuple[str, ...], metadata: Fields) -> None:
+        self._tokens = tokens
+        self._token = token
+        self._users = users
+        self._metadata = metadata
+        self._tried = 0
+
+    def begin(self) -> None:
+        self._tokens.ask(AUTH_STATUS, AuthStatusRequest(), self._on_status, self._metadata)
+
+    def _on_status(self, code: int, _text: str, reply: bytes) -> None:
+        # While authentication is off a member takes any token for none: then an answer would prove nothing. Before
+        # 3.7 only root may ask this while it is on.
+        if code == Code.PERMISSION_DENIED or (code == 0 and _is_enabled(reply)):
+            self._try_next()
+        else:
+            self._end(errors.INVALID_AUTH_TOKEN if code in (0, Code.UNAUTHENTICATED) else NOT_CHECKED)
+
+    def _try_next(self) -> None:
+        request = AuthUserGetRequest(name=self._users[self._tried])
+        self._tokens.ask(USER_GET, request, self._on_user, self._metadata)
+
+    def _on_user(self, code: int, text: str, _reply: bytes) -> None:
+        status, alone = Status(code, text), len(self._users) == 1
+        if code == 0:
+            if self._tried or alone:
+                self._tokens.learn(self._token, self._users[self._tried])
+                self._end(None)
+            else:
+                self._end(errors.INVALID_AUTH_TOKEN)  # it sees everybody
+        elif code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
+            self._end(NOT_CHECKED)
+        elif status == errors.AUTH_OLD_REVISION:
+            self._end(status)
+        elif alone or status not in (errors.PERMISSION_DENIED, errors.USER_NOT_FOUND):
+            self._end(errors.INVALID_AUTH_TOKEN)
+        else:
+            self._tried += 1
+            if self._tried < len(self._users):
+                self._try_next()
+            else:
+                self._tokens.learn(self._token, STRANGER)
+                self._end(None)
+
+    def _end(self, status: Status | None) -> None:
+        self._tokens.end_check(self._token, status)
 
 
 def _is_enabled(reply: bytes) -> bool:

@@ -89,7 +89,25 @@ def test_the_default_is_for_everybody_else() -> None:
 
 def test_a_token_that_is_not_known_makes_nobody_the_default() -> None:
     door = Door(FILE + DEFAULT)
-    assert door.tenant(token="stranger") == errors.INVALID_AUTH_TOKEN.message
+    outcome: list[Status | None] = []
+    with pytest.raises(Later) as raised:
+        door.caller(token="stranger")
+    raised.value.join(outcome.append, 0)
+    door.upstream.refuse(AUTH_STATUS, *errors.INVALID_AUTH_TOKEN)
+    assert outcome == [errors.INVALID_AUTH_TOKEN]
+
+
+def test_a_token_that_came_another_way_is_tried_with_the_file_s_users() -> None:
+    door = Door()
+    outcome: list[Status | None] = []
+    with pytest.raises(Later) as raised:
+        door.caller(token="simple.7")
+    raised.value.join(outcome.append, 0)
+    door.upstream.answer(AUTH_STATUS, AuthStatusResponse(enabled=True))
+    door.upstream.refuse(USER_GET, *errors.PERMISSION_DENIED)  # root
+    door.upstream.answer(USER_GET, AuthUserGetResponse())
+    assert outcome == [None]
+    assert door.tenant(token="simple.7") == "by-user"
 
 
 def test_where_no_user_is_named_tokens_do_not_matter() -> None:

@@ -12,6 +12,7 @@ from proxy.tenants import tokens as tokens_module
 from proxy.tenants.tokens import (
     AUTH_STATUS,
     NOT_CHECKED,
+    STRANGER,
     USER_GET,
     WAITING_OVERHEAD_BYTES,
     Tokens,
@@ -145,3 +146,76 @@ def test_checks_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     checking.check("a")
     checking.check("a")
     assert checking.outcomes == [NOT_CHECKED, NOT_CHECKED]
+
+
+class Finding(Checking):
+    """A token that is no web token, and a file with two users."""
+
+    def __init__(self, users: tuple[str, ...] = ("alice", "bob")) -> None:
+        super().__init__()
+        self.tokens.find("t", users, METADATA, self.outcomes.append, 0)
+
+    def tried(self, answer: Status | None) -> str:
+        """Whom the cluster is asked for next, and answers so."""
+        if answer is None:
+            message = self.upstream.answer(USER_GET, AuthUserGetResponse())
+        else:
+            message = self.upstream.refuse(USER_GET, *answer)
+        return AuthUserGetRequest.FromString(message).name
+
+
+def test_the_one_user_that_a_token_may_see_is_its_own() -> None:
+    finding = Finding()
+    finding.is_on()
+    assert finding.tried(errors.PERMISSION_DENIED) == "root"
+    assert finding.tried(errors.PERMISSION_DENIED) == "alice"
+    assert finding.tried(None) == "bob"
+    assert finding.outcomes == [None]
+    assert finding.tokens.user_of("t") == "bob"
+
+
+def test_who_may_see_everybody_is_nobody_s_tenant_by_that() -> None:
+    finding = Finding()
+    finding.is_on()
+    assert finding.tried(None) == "root"
+    assert finding.outcomes == [errors.INVALID_AUTH_TOKEN]
+    assert finding.tokens.user_of("t") is None
+    assert not finding.upstream.calls
+
+
+def test_a_token_of_none_of_them_is_a_stranger_s_until_the_file_is_read_again() -> None:
+    finding = Finding()
+    finding.is_on()
+    for answer in (errors.PERMISSION_DENIED, errors.USER_NOT_FOUND, errors.PERMISSION_DENIED):
+        finding.tried(answer)
+    assert finding.outcomes == [None]
+    assert finding.tokens.user_of("t") == STRANGER
+    finding.tokens.learn("u", "alice")
+    finding.tokens.forget_strangers()
+    assert [finding.tokens.user_of(token) for token in "tu"] == [None, "alice"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        (errors.INVALID_AUTH_TOKEN, errors.INVALID_AUTH_TOKEN),
+        (errors.AUTH_OLD_REVISION, errors.AUTH_OLD_REVISION),
+        (errors.STOPPED, NOT_CHECKED),
+    ],
+)
+def test_a_token_that_cannot_be_tried_is_not_tried_further(answer: Status, outcome: Status) -> None:
+    finding = Finding()
+    finding.is_on()
+    assert finding.tried(errors.PERMISSION_DENIED) == "root"
+    finding.tried(answer)
+    assert finding.outcomes == [outcome]
+    assert finding.tokens.user_of("t") is None
+    assert not finding.upstream.calls
+
+
+def test_so_many_users_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens_module, "MOST_TRIED", 2)
+    assert Finding().upstream.waits(AUTH_STATUS) == 1
+    finding = Finding(("alice", "bob", "carol"))
+    assert finding.outcomes == [errors.INVALID_AUTH_TOKEN]
+    assert not finding.upstream.calls
