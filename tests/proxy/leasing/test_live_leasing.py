@@ -49,13 +49,21 @@ def hits(side: Side) -> int:
     return figure(side.proxy, "kvorum_grpc_proxy_leasing_hits_total")
 
 
+@pytest.fixture(scope="module", params=["", "ns/"], ids=["plain", "namespace"])
+def namespace(request: pytest.FixtureRequest) -> str:
+    """Of both proxies."""
+    named: str = request.param
+    return named
+
+
 @pytest.fixture(scope="module")
-def sides(kvorum_server: Server) -> Iterator[tuple[Side, Side]]:
+def sides(kvorum_server: Server, namespace: str) -> Iterator[tuple[Side, Side]]:
     """Ours, and the reference's proxy, at the same member with the same prefix."""
     with ExitStack() as stack:
         found: list[Side] = []
+        flags = FLAGS | ({"namespace": namespace} if namespace else {})
         for kind in (Kind.KVORUM, Kind.REFERENCE):
-            proxy = stack.enter_context(start_proxy([kvorum_server.address], FLAGS, kind))
+            proxy = stack.enter_context(start_proxy([kvorum_server.address], flags, kind))
             found.append(Side(proxy, stack.enter_context(Api(proxy.address))))
         ours, theirs = found
         wait_until(lambda: _owns(ours, b"ready"), "the session of the proxy")
@@ -80,9 +88,9 @@ def test_reads_of_an_owned_key_are_the_proxy_s(sides: tuple[Side, Side]) -> None
     assert hits(ours) == before + 1
 
 
-def test_a_key_that_the_reference_owns_is_asked_for(sides: tuple[Side, Side], direct: Api) -> None:
+def test_a_key_that_the_reference_owns_is_asked_for(sides: tuple[Side, Side], direct: Api, namespace: str) -> None:
     ours, theirs = sides
-    leasing_key = RangeRequest(key=b"leasing/theirs")
+    leasing_key = RangeRequest(key=f"{namespace}leasing/theirs".encode())
     theirs.get(b"theirs")
     assert direct(leasing_key).kvs[0].lease
     ours.put(b"theirs", b"1")
@@ -121,9 +129,9 @@ def test_ranges_and_transactions_ask_the_other(sides: tuple[Side, Side], turned:
     assert [one.get(key) for key in keys] == [None] * 3
 
 
-def test_a_dead_proxy_s_keys_come_free(sides: tuple[Side, Side], kvorum_server: Server) -> None:
+def test_a_dead_proxy_s_keys_come_free(sides: tuple[Side, Side], kvorum_server: Server, namespace: str) -> None:
     ours, _ = sides
-    with start_proxy([kvorum_server.address], FLAGS) as proxy, Api(proxy.address) as api:
+    with start_proxy([kvorum_server.address], {**FLAGS, "namespace": namespace}) as proxy, Api(proxy.address) as api:
         third = Side(proxy, api)
         wait_until(lambda: _owns(third, b"stopped"), "ownership")
         proxy.stop()
