@@ -232,11 +232,12 @@ class RangeCache:
 
     def lost_sight(self, start: bytes, end: bytes) -> None:
         """The range may have changed: a write ended in an error that does not say."""
+        if self._shared is not None:
+            # What the others have kept may be newer than all that this worker has seen.
+            self._shared.note_clear()
         if not end:
             self.saw_key(start, self.newest + 1)
             return
-        if self._shared is not None:
-            self._shared.note_range(self.newest + 1)
         if self._entries:
             self._note(start, end, self.newest + 1)
 
