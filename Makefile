@@ -24,8 +24,8 @@ run: $(VENV)/installed  ## a member on 127.0.0.1:2379, data in ./default.kvorum
 cluster: $(VENV)/installed  ## three members on 127.0.0.1:2379, 22379 and 32379, data in ./cluster.kvorum
 	exec $(BIN)/python -m ops.local_cluster $(ARGS)
 
-test: lint types  ## the whole test suite, with lint and types
-	$(BIN)/python -m pytest $(ARGS)
+test: lint types  ## the whole test suite, with lint and types; JOBS=2 files at a time
+	$(BIN)/python -m pytest --numprocesses=$(or $(JOBS),2) --dist=loadfile $(ARGS)
 
 lint: $(VENV)/installed-test  ## ruff: lint and format check
 	$(BIN)/ruff check .

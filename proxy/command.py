@@ -54,7 +54,7 @@ def _duration(name: str, default: str, text: str) -> Callable[[Any], Any]:
 
 
 @grpc_proxy.command(cls=Command)
-@strings("--endpoints", ["127.0.0.1:2379"], "The members, comma separated.  [default: 127.0.0.1:2379]")
+@strings("--endpoints", ["127.0.0.1:2379"], "The members, comma separated.")
 @_duration("--endpoints-auto-sync-interval", "0", "Ask the cluster for its members this often; 0: never.")
 @_text("--discovery-srv", "", "DNS domain whose SRV records name the members, instead of --endpoints.")
 @_text("--discovery-srv-name", "", "Suffix of the names of the services in DNS.")
