@@ -40,23 +40,23 @@ def test_what_waits_is_bounded_and_everything_accepted_is_answered(name: str) ->
             with lock:
                 answers.append((key, status))
 
-        def refused() -> int:
+        def answered(*statuses: Status) -> list[bytes]:
             with lock:
-                return sum(status != OK for _, status in answers)
+                return sorted(key for key, status in answers if status in statuses)
 
         os.kill(stalled, signal.SIGSTOP)
         try:
             calls = [pool.submit(put, number) for number in range(PUTS)]
-            wait_until(lambda: refused() >= PUTS // 4, "calls to be refused")
-            assert all(status == errors.REQUEST_TOO_MANY_REQUESTS for _, status in answers)
+            wait_until(lambda: len(answered(errors.REQUEST_TOO_MANY_REQUESTS)) >= PUTS // 4, "calls to be refused")
+            assert not answered(OK)
         finally:
             os.kill(stalled, signal.SIGCONT)
         for call in calls:
             call.result(30)
-        accepted = sorted(key for key, status in answers if status == OK)
+        accepted = answered(OK, errors.TIMEOUT)  # a slow machine needs more than a call's time to send all this
         assert 60 <= len(accepted) <= 75
-        assert refused() == PUTS - len(accepted)
-        stored = api(RangeRequest(key=b"k", range_end=b"l", keys_only=True))
-        assert [kv.key for kv in stored.kvs] == accepted
+        assert len(answered(errors.REQUEST_TOO_MANY_REQUESTS)) == PUTS - len(accepted)
+        stored = [kv.key for kv in api(RangeRequest(key=b"k", range_end=b"l", keys_only=True)).kvs]
+        assert set(answered(OK)) <= set(stored) <= set(accepted)
         assert api.status(PutRequest(key=b"after", value=VALUE)) == OK
         assert server.ready_count() == 1

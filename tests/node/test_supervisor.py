@@ -82,6 +82,8 @@ class TestStart:
     def test_the_log_says_that_clients_are_served(self, member: Member) -> None:
         """SL6, SL8, SL9."""
         member.start("--listen-metrics-urls=unix://metrics.sock")
+        for message in ("serving client traffic insecurely; this is strongly discouraged!", "serving metrics"):
+            member.wait_for(message)
         lines = member.lines()
         messages = [line["msg"] for line in lines]
         assert messages.count("ready to serve client requests") == 1
