@@ -143,5 +143,7 @@ class Connection:
             self.socket.sendall(frame(PING, ACK, 0, payload))
         elif kind == WINDOW_UPDATE and stream == b"\0\0\0\0":  # a request is far smaller than its stream's window
             self.send_window += int.from_bytes(payload, "big")
+        elif kind == RST_STREAM and payload == b"\0\0\0\0" and int.from_bytes(stream, "big") not in self._missing:
+            pass  # NO_ERROR behind a whole reply: a server that had not yet read the request's end (RFC 9113, 8.1)
         elif kind in (RST_STREAM, GOAWAY):
             raise LoadError(f"the server sent {'RST_STREAM' if kind == RST_STREAM else 'GOAWAY'}: {payload!r}")
