@@ -20,6 +20,12 @@ VALUE = bytes(1 << 20)
 PUTS = 100
 """More than a front lets wait: 64 MiB."""
 
+REFUSALS = (
+    errors.REQUEST_TOO_MANY_REQUESTS,
+    # as many may have come in part at once, when the client is fast: they are on one connection
+    Status(errors.Code.RESOURCE_EXHAUSTED, "grpc: too many unfinished messages on the connection"),
+)
+
 
 def process_named(server: Server, name: str) -> int:
     named = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in processes.children(server.pid)}
@@ -47,15 +53,15 @@ def test_what_waits_is_bounded_and_everything_accepted_is_answered(name: str) ->
         os.kill(stalled, signal.SIGSTOP)
         try:
             calls = [pool.submit(put, number) for number in range(PUTS)]
-            wait_until(lambda: len(answered(errors.REQUEST_TOO_MANY_REQUESTS)) >= PUTS // 4, "calls to be refused")
+            wait_until(lambda: len(answered(*REFUSALS)) >= PUTS // 4, "calls to be refused")
             assert not answered(OK)
         finally:
             os.kill(stalled, signal.SIGCONT)
         for call in calls:
             call.result(30)
+        assert not [status for _, status in answers if status not in (OK, errors.TIMEOUT, *REFUSALS)]
         accepted = answered(OK, errors.TIMEOUT)  # a slow machine needs more than a call's time to send all this
         assert 60 <= len(accepted) <= 75
-        assert len(answered(errors.REQUEST_TOO_MANY_REQUESTS)) == PUTS - len(accepted)
         stored = [kv.key for kv in api(RangeRequest(key=b"k", range_end=b"l", keys_only=True)).kvs]
         assert set(answered(OK)) <= set(stored) <= set(accepted)
         assert api.status(PutRequest(key=b"after", value=VALUE)) == OK
