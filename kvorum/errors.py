@@ -3,6 +3,7 @@
 Clients compare the whole message, so nothing may be added to one. Code raises `ApiError(NAME)`, NAME from this table.
 """
 
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -27,6 +28,28 @@ class Code(IntEnum):
     UNAVAILABLE = 14
     DATA_LOSS = 15
     UNAUTHENTICATED = 16
+
+
+CODE_NAMES: Final[Mapping[int, str]] = {
+    Code.OK: "OK",
+    Code.CANCELLED: "Canceled",
+    Code.UNKNOWN: "Unknown",
+    Code.INVALID_ARGUMENT: "InvalidArgument",
+    Code.DEADLINE_EXCEEDED: "DeadlineExceeded",
+    Code.NOT_FOUND: "NotFound",
+    Code.ALREADY_EXISTS: "AlreadyExists",
+    Code.PERMISSION_DENIED: "PermissionDenied",
+    Code.RESOURCE_EXHAUSTED: "ResourceExhausted",
+    Code.FAILED_PRECONDITION: "FailedPrecondition",
+    Code.ABORTED: "Aborted",
+    Code.OUT_OF_RANGE: "OutOfRange",
+    Code.UNIMPLEMENTED: "Unimplemented",
+    Code.INTERNAL: "Internal",
+    Code.UNAVAILABLE: "Unavailable",
+    Code.DATA_LOSS: "DataLoss",
+    Code.UNAUTHENTICATED: "Unauthenticated",
+}
+"""As errors' texts and the label grpc_code name them."""
 
 
 class Status(NamedTuple):

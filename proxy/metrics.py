@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from kvorum.errors import Code
+from kvorum.errors import CODE_NAMES
 from kvorum.wire.routes import Route, StreamRoute
 
 Figures = dict[str, Any]
@@ -106,18 +106,13 @@ def grpc_figures(routes: Mapping[str, Route]) -> Figures:
         sent.append([labels, route.sent_messages])
         for code, count in {0: route.ok, **route.failed}.items():
             if count:
-                handled.append([[*labels, _CODE_NAMES.get(code, f"Code({code})")], count])
+                handled.append([[*labels, CODE_NAMES.get(code, f"Code({code})")], count])
     return {
         "grpc_server_started_total": started,
         "grpc_server_handled_total": handled,
         "grpc_server_msg_received_total": received,
         "grpc_server_msg_sent_total": sent,
     }
-
-
-_CODE_NAMES: Final = {
-    int(code): "OK" if code is Code.OK else "".join(part.capitalize() for part in code.name.split("_")) for code in Code
-} | {int(Code.CANCELLED): "Canceled"}
 
 
 def _kind(path: str, route: Route) -> str:

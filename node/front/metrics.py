@@ -5,31 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Protocol
 
-from kvorum.errors import Code
+from kvorum.errors import CODE_NAMES
 from node.frames import Process
 from node.front.json_routes import METHODS
 from node.stats import Figures
-
-CODE_NAMES: Final = {
-    Code.OK: "OK",
-    Code.CANCELLED: "Canceled",
-    Code.UNKNOWN: "Unknown",
-    Code.INVALID_ARGUMENT: "InvalidArgument",
-    Code.DEADLINE_EXCEEDED: "DeadlineExceeded",
-    Code.NOT_FOUND: "NotFound",
-    Code.ALREADY_EXISTS: "AlreadyExists",
-    Code.PERMISSION_DENIED: "PermissionDenied",
-    Code.RESOURCE_EXHAUSTED: "ResourceExhausted",
-    Code.FAILED_PRECONDITION: "FailedPrecondition",
-    Code.ABORTED: "Aborted",
-    Code.OUT_OF_RANGE: "OutOfRange",
-    Code.UNIMPLEMENTED: "Unimplemented",
-    Code.INTERNAL: "Internal",
-    Code.UNAVAILABLE: "Unavailable",
-    Code.DATA_LOSS: "DataLoss",
-    Code.UNAUTHENTICATED: "Unauthenticated",
-}
-"""The label grpc_code."""
 
 GRPC_TYPES: Final = {(False, False): "unary", (False, True): "server_stream", (True, True): "bidi_stream"}
 """The label grpc_type, by which side streams: (client, server)."""
@@ -71,7 +50,7 @@ def grpc_figures(routes: Mapping[str, RouteCounts]) -> Figures:
         counts = dict.fromkeys(CODE_NAMES.values(), 0)
         counts["OK"] = route.ok
         for code, count in route.failed.items():
-            counts[CODE_NAMES.get(Code(code), "Unknown") if code in Code._value2member_map_ else "Unknown"] += count
+            counts[CODE_NAMES.get(code, "Unknown")] += count
         handled += [[[name, *labels], count] for name, count in counts.items()]
     return {
         "grpc_server_started_total": started,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from kvorum.errors import Code
+from kvorum.errors import CODE_NAMES
 from kvorum.pb.rpc_pb2 import WatchCreateRequest, WatchRequest
 from kvorum.watch_replies import watch_id_field
 from proxy.namespaces.namespace import Namespace
@@ -65,26 +65,6 @@ def id_field_of(watch_id: int) -> bytes:
     return _FIELDS[watch_id] if 0 <= watch_id < _SHARED_FIELDS else watch_id_field(watch_id)
 
 
-_CODE_NAMES: Final = {
-    Code.CANCELLED: "Canceled",
-    Code.UNKNOWN: "Unknown",
-    Code.INVALID_ARGUMENT: "InvalidArgument",
-    Code.DEADLINE_EXCEEDED: "DeadlineExceeded",
-    Code.NOT_FOUND: "NotFound",
-    Code.ALREADY_EXISTS: "AlreadyExists",
-    Code.PERMISSION_DENIED: "PermissionDenied",
-    Code.RESOURCE_EXHAUSTED: "ResourceExhausted",
-    Code.FAILED_PRECONDITION: "FailedPrecondition",
-    Code.ABORTED: "Aborted",
-    Code.OUT_OF_RANGE: "OutOfRange",
-    Code.UNIMPLEMENTED: "Unimplemented",
-    Code.INTERNAL: "Internal",
-    Code.UNAVAILABLE: "Unavailable",
-    Code.DATA_LOSS: "DataLoss",
-    Code.UNAUTHENTICATED: "Unauthenticated",
-}
-
-
 def refusal_text(code: int, text: str) -> str:
     """How a refused create names the error of a call (W25, W26)."""
-    return f"rpc error: code = {_CODE_NAMES[Code(code)]} desc = {text}"
+    return f"rpc error: code = {CODE_NAMES[code]} desc = {text}"

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kvorum.errors import Code
+from kvorum.errors import CODE_NAMES, Code
 from kvorum.wire.server_connection import Route
 from node.frames import Process
 from node.front.json_routes import METHODS
-from node.front.metrics import CODE_NAMES, client_request_figures, grpc_figures, grpc_type, member_figures
+from node.front.metrics import client_request_figures, grpc_figures, grpc_type, member_figures
 from node.front.metrics_page import render
 from node.front.process_figures import figures_of
 from node.stats import SERIES, Figures, SeriesType, histogram
