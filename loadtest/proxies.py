@@ -9,59 +9,54 @@ from pathlib import Path
 from loadtest.launcher import Kind, Server, reference_tool
 
 
-class Proxy(Server):
-    """A gRPC proxy in front of `endpoints`; `peer_address` is free for --metrics-addr."""
+class _InFront(Server):
+    """What stands in front of `endpoints`: kvorum's `module`, the reference's `command_name`."""
 
+    module: str
+    command_name: str
+
+    def __init__(
+        self,
+        kind: Kind,
+        directory: Path,
+        endpoints: Sequence[str],
+        flags: Mapping[str, str] | None = None,
+        name: str = "",
+    ) -> None:
+        super().__init__(kind, directory, flags, name or self.module)
+        self.endpoints = tuple(endpoints)
+        self.log_path = directory / f"{kind.value}-{self.name}.log"
+
+    def command(self) -> list[str]:
+        """The command line that starts it."""
+        flags = {"endpoints": ",".join(self.endpoints), "listen-addr": self.address} | self.own_flags() | self.flags
+        ours = [sys.executable, "-m", self.module]
+        program = ours if self.kind is Kind.KVORUM else [str(reference_tool("etcd")), self.command_name]
+        return [*program, "start", *(f"--{name}={value}" for name, value in flags.items())]
+
+    def own_flags(self) -> dict[str, str]:
+        """What it needs beside the endpoints and its address."""
+        return {}
+
+
+class Proxy(_InFront):
+    """A gRPC proxy; `peer_address` is free for --metrics-addr."""
+
+    module = "proxy"
+    command_name = "grpc-proxy"
     ready_message = "started gRPC proxy"
 
-    def __init__(
-        self,
-        kind: Kind,
-        directory: Path,
-        endpoints: Sequence[str],
-        flags: Mapping[str, str] | None = None,
-        name: str = "proxy",
-    ) -> None:
-        super().__init__(kind, directory, flags, name)
-        self.endpoints = tuple(endpoints)
-        self.log_path = directory / f"{kind.value}-{name}.log"
-
-    def command(self) -> list[str]:
-        """The command line that starts this proxy."""
-        flags = {
-            "endpoints": ",".join(self.endpoints),
-            "listen-addr": self.address,
-            "advertise-client-url": self.address,
-            "data-dir": str(self.data_dir),
-        } | self.flags
-        ours = [sys.executable, "-m", "proxy"]
-        program = ours if self.kind is Kind.KVORUM else [str(reference_tool("etcd")), "grpc-proxy"]
-        return [*program, "start", *(f"--{name}={value}" for name, value in flags.items())]
+    def own_flags(self) -> dict[str, str]:
+        """Its address as others are told it, and where generated certificates go."""
+        return {"advertise-client-url": self.address, "data-dir": str(self.data_dir)}
 
 
-class Gateway(Server):
-    """A TCP gateway in front of `endpoints`."""
+class Gateway(_InFront):
+    """A TCP gateway."""
 
+    module = "gateway"
+    command_name = "gateway"
     ready_message = "ready to proxy client requests"
-
-    def __init__(
-        self,
-        kind: Kind,
-        directory: Path,
-        endpoints: Sequence[str],
-        flags: Mapping[str, str] | None = None,
-        name: str = "gateway",
-    ) -> None:
-        super().__init__(kind, directory, flags, name)
-        self.endpoints = tuple(endpoints)
-        self.log_path = directory / f"{kind.value}-{name}.log"
-
-    def command(self) -> list[str]:
-        """The command line that starts this gateway."""
-        flags = {"endpoints": ",".join(self.endpoints), "listen-addr": self.address} | self.flags
-        ours = [sys.executable, "-m", "gateway"]
-        program = ours if self.kind is Kind.KVORUM else [str(reference_tool("etcd")), "gateway"]
-        return [*program, "start", *(f"--{name}={value}" for name, value in flags.items())]
 
 
 @contextlib.contextmanager

@@ -16,38 +16,9 @@ from kvorum.wire.server_calls import ServerStream
 from kvorum.wire.server_connection import ServerConnection
 from proxy.callers import Caller, Callers
 from proxy.namespaces.passage import Later, Passage, Retry
+from proxy.paths import CAMPAIGN, HEALTH_WATCH, LOCK, OBSERVE, RANGE_STREAM, SNAPSHOT
 from proxy.upstream.upstream import PATIENCE_S
 from proxy.upstream.way import UnaryWay, Way
-
-RANGE_STREAM: Final = "/etcdserverpb.KV/RangeStream"
-
-LEASE: Final = tuple(
-    f"/etcdserverpb.Lease/{name}" for name in ("LeaseGrant", "LeaseRevoke", "LeaseTimeToLive", "LeaseLeases")
-)
-CLUSTER: Final = tuple(
-    f"/etcdserverpb.Cluster/{name}"
-    for name in ("MemberAdd", "MemberRemove", "MemberUpdate", "MemberList", "MemberPromote")
-)
-MAINTENANCE: Final = tuple(
-    f"/etcdserverpb.Maintenance/{name}"
-    for name in ("Alarm", "Status", "Defragment", "Hash", "HashKV", "MoveLeader", "Downgrade")
-)
-SNAPSHOT: Final = "/etcdserverpb.Maintenance/Snapshot"
-AUTH: Final = tuple(
-    f"/etcdserverpb.Auth/{name}"
-    for name in (
-        *("AuthEnable", "AuthDisable", "AuthStatus", "Authenticate"),
-        *("UserAdd", "UserGet", "UserList", "UserDelete", "UserChangePassword", "UserGrantRole", "UserRevokeRole"),
-        *("RoleAdd", "RoleGet", "RoleList", "RoleDelete", "RoleGrantPermission", "RoleRevokePermission"),
-    )
-)
-UNLOCK: Final = "/v3lockpb.Lock/Unlock"
-LOCK: Final = "/v3lockpb.Lock/Lock"
-ELECTION: Final = tuple(f"/v3electionpb.Election/{name}" for name in ("Proclaim", "Leader", "Resign"))
-CAMPAIGN: Final = "/v3electionpb.Election/Campaign"
-OBSERVE: Final = "/v3electionpb.Election/Observe"
-HEALTH_CHECK: Final = "/grpc.health.v1.Health/Check"
-HEALTH_WATCH: Final = "/grpc.health.v1.Health/Watch"
 
 ENDLESS: Final = frozenset({LOCK, CAMPAIGN, OBSERVE, HEALTH_WATCH})
 """Calls that may last for ever."""

@@ -11,10 +11,9 @@ from kvorum.errors import Code
 from kvorum.pb.rpc_pb2 import RangeRequest, WatchCreateRequest, WatchRequest, WatchResponse
 from kvorum.wire import grpc
 from kvorum.wire.calls import ClientStream
+from proxy.paths import RANGE, WATCH
 from proxy.upstream.upstream import Upstream
 
-RANGE: Final = "/etcdserverpb.KV/Range"
-WATCH: Final = "/etcdserverpb.Watch/Watch"
 GET_TIMEOUT_S: Final = 1.0
 WATCH_TIMEOUT_S: Final = 3.0
 

@@ -7,7 +7,8 @@ from typing import Final
 from kvorum.wire.routes import StreamOpen, UnaryHandler
 from proxy.cache.reads import CachedReads
 from proxy.callers import Callers
-from proxy.calls import RANGE_STREAM, Relays, pass_through
+from proxy.calls import Relays, pass_through
+from proxy.paths import RANGE_STREAM
 from proxy.upstream.way import Way
 
 PATHS: Final = tuple(f"/etcdserverpb.KV/{name}" for name in ("Put", "DeleteRange", "Txn", "Compact"))

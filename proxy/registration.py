@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import orjson
 from google.protobuf.message import DecodeError
@@ -32,7 +32,6 @@ from kvorum.pb.rpc_pb2 import (
     WatchRequest,
     WatchResponse,
 )
-from kvorum.wire.calls import CallHandler, Fields, UnaryDone
 from kvorum.wire.head import Head
 from kvorum.wire.routes import StreamOpen, UnaryHandler
 from kvorum.wire.server_connection import ServerConnection
@@ -40,14 +39,8 @@ from proxy.callers import Callers
 from proxy.calls import again
 from proxy.namespaces.namespace import end_of_prefix
 from proxy.namespaces.passage import Later
-
-MEMBER_LIST: Final = "/etcdserverpb.Cluster/MemberList"
-GRANT: Final = "/etcdserverpb.Lease/LeaseGrant"
-REVOKE: Final = "/etcdserverpb.Lease/LeaseRevoke"
-KEEP_ALIVE: Final = "/etcdserverpb.Lease/LeaseKeepAlive"
-PUT: Final = "/etcdserverpb.KV/Put"
-RANGE: Final = "/etcdserverpb.KV/Range"
-WATCH: Final = "/etcdserverpb.Watch/Watch"
+from proxy.paths import KEEP_ALIVE, LEASE_GRANT, LEASE_REVOKE, MEMBER_LIST, PUT, RANGE, WATCH
+from proxy.upstream.way import CallLater, Calls, Stream
 
 MOST_PROXIES: Final = 10_000
 RETRY_S: Final = 1.0
@@ -55,29 +48,6 @@ CALL_TIMEOUT_S: Final = 7.0
 REVOKE_TIMEOUT_S: Final = 1.0
 
 _ADD: Final = 0
-
-
-class Stream(Protocol):
-    def send(self, message: bytes, /) -> None: ...
-
-    def cancel(self) -> None: ...
-
-
-class Upstream(Protocol):
-    def call(
-        self,
-        path: str,
-        message: bytes,
-        done: UnaryDone,
-        metadata: Fields | None = None,
-        timeout_s: float | None = None,
-        /,
-    ) -> object: ...
-
-    def open(self, path: str, handler: CallHandler, metadata: Fields | None = None, /) -> Stream: ...
-
-
-CallLater = Callable[[float, Callable[[], None]], object]
 
 
 def registered_value(address: str, name: str) -> bytes:
@@ -135,7 +105,7 @@ class MemberList:
 class Registry:
     """The proxies that are registered under a prefix; followed by a watch, read anew when that cannot go on."""
 
-    def __init__(self, upstream: Upstream, prefix: bytes, *, call_later: CallLater, logger: Logger) -> None:
+    def __init__(self, upstream: Calls, prefix: bytes, *, call_later: CallLater, logger: Logger) -> None:
         """`prefix`: of the keys, with the namespace and the `/` behind it."""
         self._upstream = upstream
         self._prefix = prefix
@@ -240,7 +210,7 @@ class Registration:
     """This proxy's own key."""
 
     def __init__(
-        self, upstream: Upstream, key: bytes, value: bytes, ttl_s: int, *, call_later: CallLater, logger: Logger
+        self, upstream: Calls, key: bytes, value: bytes, ttl_s: int, *, call_later: CallLater, logger: Logger
     ) -> None:
         self._upstream = upstream
         self._key = key
@@ -259,7 +229,9 @@ class Registration:
         self._attempt += 1
         self._lease = 0
         done = partial(self._on_granted, self._attempt)
-        self._upstream.call(GRANT, LeaseGrantRequest(TTL=self._ttl_s).SerializeToString(), done, (), CALL_TIMEOUT_S)
+        self._upstream.call(
+            LEASE_GRANT, LeaseGrantRequest(TTL=self._ttl_s).SerializeToString(), done, (), CALL_TIMEOUT_S
+        )
 
     def stop(self, done: Callable[[], None]) -> None:
         """The registration ends; `done` is called when the cluster knows, or cannot be told soon."""
@@ -269,7 +241,7 @@ class Registration:
             done()
             return
         request = LeaseRevokeRequest(ID=self._lease).SerializeToString()
-        self._upstream.call(REVOKE, request, lambda _code, _text, _message: done(), (), REVOKE_TIMEOUT_S)
+        self._upstream.call(LEASE_REVOKE, request, lambda _code, _text, _message: done(), (), REVOKE_TIMEOUT_S)
 
     def move(self) -> None:
         """Another endpoint is in use: renewals go there."""

@@ -15,7 +15,7 @@ from typing import Protocol
 from kvorum import errors
 from kvorum.log import Logger
 from kvorum.wire.routes import StreamOpen, UnaryHandler
-from proxy import calls
+from proxy import calls, paths
 from proxy.cache.learning import Learner
 from proxy.cache.range_cache import RangeCache
 from proxy.cache.reads import CachedReads, LearningUpstream
@@ -27,10 +27,10 @@ from proxy.lease.keep_alive import KeepAliveService
 from proxy.leasing.guards import LeasingKeys
 from proxy.leasing.way import LeasingWay
 from proxy.metrics import Figures, Measure, total
+from proxy.paths import LEASE_REVOKE
 from proxy.registration import MemberList, Registration, Registry, registered_value
 from proxy.tenants.service import TenantService
 from proxy.tenants.shares import Shares
-from proxy.tenants.tenant import LEASE_REVOKE
 from proxy.tenants.tenants import Tenants
 from proxy.tenants.tokens import Tokens
 from proxy.tenants.tracking import Tracking
@@ -59,19 +59,19 @@ class PassThrough:
         self._relays = relays
 
     def unary(self) -> dict[str, UnaryHandler]:
-        paths = (
-            *calls.LEASE,
-            *calls.CLUSTER,
-            *calls.MAINTENANCE,
-            *calls.AUTH,
-            calls.UNLOCK,
-            *calls.ELECTION,
-            calls.HEALTH_CHECK,
+        passed = (
+            *paths.LEASE,
+            *paths.CLUSTER,
+            *paths.MAINTENANCE,
+            *paths.AUTH,
+            paths.UNLOCK,
+            *paths.ELECTION,
+            paths.HEALTH_CHECK,
         )
-        return calls.pass_through(self._upstream, self._callers, paths)
+        return calls.pass_through(self._upstream, self._callers, passed)
 
     def streams(self) -> dict[str, StreamOpen]:
-        return self._relays.of((calls.SNAPSHOT, calls.LOCK, calls.CAMPAIGN, calls.OBSERVE, calls.HEALTH_WATCH))
+        return self._relays.of((paths.SNAPSHOT, paths.LOCK, paths.CAMPAIGN, paths.OBSERVE, paths.HEALTH_WATCH))
 
 
 class Services:

@@ -24,9 +24,7 @@ from kvorum.pb.rpc_pb2 import (
     WatchResponse,
 )
 from proxy.cache.range_cache import RangeCache
-
-RANGE: Final = "/etcdserverpb.KV/Range"
-RANGE_STREAM: Final = "/etcdserverpb.KV/RangeStream"
+from proxy.paths import RANGE, RANGE_STREAM
 
 SERIALIZABLE: Final = b"8\x01"
 """The field `serializable`, true, as it is encoded in a RangeRequest."""

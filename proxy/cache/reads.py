@@ -14,15 +14,14 @@ from kvorum.wire.head import Head
 from kvorum.wire.routes import UnaryHandler
 from kvorum.wire.server_connection import ServerConnection
 from proxy import calls
-from proxy.cache.learning import LESSONS, RANGE, RANGE_STREAM, Learner, header_revision, linearizable
+from proxy.cache.learning import LESSONS, Learner, header_revision, linearizable
 from proxy.callers import Caller, Callers
 from proxy.namespaces.passage import Later, Passage
+from proxy.paths import CAMPAIGN, LOCK, RANGE, RANGE_STREAM, WATCH
 from proxy.upstream.upstream import Ticket
 from proxy.upstream.way import Way
 
-WATCH: Final = "/etcdserverpb.Watch/Watch"
-
-_LEARNT_STREAMS: Final = frozenset({RANGE_STREAM, calls.LOCK, calls.CAMPAIGN})
+_LEARNT_STREAMS: Final = frozenset({RANGE_STREAM, LOCK, CAMPAIGN})
 
 
 class LearningUpstream:

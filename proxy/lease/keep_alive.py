@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
@@ -26,11 +26,9 @@ from kvorum.wire.server_calls import ServerStream
 from proxy import calls
 from proxy.callers import Caller, Callers
 from proxy.lease.renewals import Renewals
+from proxy.paths import KEEP_ALIVE, LEASE_REVOKE
 from proxy.upstream.upstream import Ticket
-from proxy.upstream.way import Way
-
-PATH: Final = "/etcdserverpb.Lease/LeaseKeepAlive"
-REVOKE: Final = "/etcdserverpb.Lease/LeaseRevoke"
+from proxy.upstream.way import Timer, Way
 
 MAX_PENDING: Final = 1024
 """Keep-alives of one client stream that wait for their answer; beyond that the stream is not read."""
@@ -51,13 +49,6 @@ LAST_PAUSE_S: Final = 1.0
 
 _TRANSPORT: Final = frozenset((Code.OK, Code.CANCELLED, Code.UNAVAILABLE, Code.INTERNAL, Code.RESOURCE_EXHAUSTED))
 """Ends of an upstream stream that are nobody's fault here, unless they carry a text of the API."""
-
-
-class Timer(Protocol):
-    """What `call_later` gives."""
-
-    def cancel(self) -> None:
-        """It does not come."""
 
 
 class KeepAliveStream:
@@ -194,7 +185,7 @@ class _Source:
             if not renewals.wanted and not (self._wants_leader and self.clients):
                 return
             handler = _Answers(self)
-            handler.stream = self._stream = self.service.upstream.open(PATH, handler, self.metadata)
+            handler.stream = self._stream = self.service.upstream.open(KEEP_ALIVE, handler, self.metadata)
         stream = self._stream
         while renewals.queued and stream is self._stream and stream.writable:
             now = self.service.now()
@@ -336,11 +327,11 @@ class KeepAliveService:
 
     def unary(self) -> dict[str, UnaryHandler]:
         """The unary method of etcdserverpb.Lease that is looked at."""
-        return calls.pass_through(_Revokes(self), self._callers, (REVOKE,))
+        return calls.pass_through(_Revokes(self), self._callers, (LEASE_REVOKE,))
 
     def streams(self) -> dict[str, StreamOpen]:
         """The streaming method of etcdserverpb.Lease."""
-        return {PATH: self._open}
+        return {KEEP_ALIVE: self._open}
 
     def forget(self, lease_id: int) -> None:
         """The lease has been revoked."""

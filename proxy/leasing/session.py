@@ -7,7 +7,7 @@ that also holds when the endpoint in use is lost.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 from google.protobuf.message import DecodeError
 
@@ -27,7 +27,8 @@ from kvorum.wire import grpc
 from kvorum.wire.calls import ClientStream
 from proxy.leasing.guards import LeasingKeys
 from proxy.leasing.ownership import Ownership
-from proxy.upstream.way import Way
+from proxy.paths import KEEP_ALIVE, LEASE_GRANT, LEASE_REVOKE, WATCH
+from proxy.upstream.way import Timer, Way
 
 TTL_S: Final = 15
 """Of the session's lease. When a proxy dies, writers elsewhere wait for so long for what it owned."""
@@ -40,18 +41,6 @@ LAST_PAUSE_S: Final = 10.0
 """Between sessions that never became ready; doubled each time."""
 
 CALL_TIMEOUT_S: Final = 7.0
-
-GRANT: Final = "/etcdserverpb.Lease/LeaseGrant"
-REVOKE_LEASE: Final = "/etcdserverpb.Lease/LeaseRevoke"
-KEEP_ALIVE: Final = "/etcdserverpb.Lease/LeaseKeepAlive"
-WATCH: Final = "/etcdserverpb.Watch/Watch"
-
-
-class Timer(Protocol):
-    """What `call_later` gives."""
-
-    def cancel(self) -> None:
-        """It does not come."""
 
 
 class Session:
@@ -103,7 +92,7 @@ class Session:
             self._granted_until = sent_at + answer.TTL * MARGIN
             self._watch(answer.header.revision + 1)
 
-        self._upstream.call(GRANT, LeaseGrantRequest(TTL=TTL_S).SerializeToString(), granted, (), CALL_TIMEOUT_S)
+        self._upstream.call(LEASE_GRANT, LeaseGrantRequest(TTL=TTL_S).SerializeToString(), granted, (), CALL_TIMEOUT_S)
 
     def stop(self) -> None:
         """Gives up everything: writers elsewhere need not wait."""
@@ -193,7 +182,7 @@ class Session:
         if lease:
             # When it does not arrive the lease ends by itself.
             request = LeaseRevokeRequest(ID=lease).SerializeToString()
-            self._upstream.call(REVOKE_LEASE, request, _ignored, (), CALL_TIMEOUT_S)
+            self._upstream.call(LEASE_REVOKE, request, _ignored, (), CALL_TIMEOUT_S)
             self._upstream.flush()
 
 

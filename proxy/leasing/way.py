@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 from google.protobuf.message import DecodeError
 
@@ -20,17 +20,14 @@ from kvorum.pb.rpc_pb2 import (
 )
 from kvorum.wire.calls import CallHandler, ClientStream, Fields, UnaryDone
 from kvorum.wire.client import GivenMetadata
-from proxy.cache.learning import NOT_DONE, RANGE, lone_key
+from proxy.cache.learning import NOT_DONE, lone_key
 from proxy.leasing import guards
 from proxy.leasing.guards import REVOKE, LeasingKeys, Range
 from proxy.leasing.ownership import BLOCKED_S, Ownership, reply_of
 from proxy.leasing.session import Session
+from proxy.paths import DELETE_RANGE, PUT, RANGE, TXN
 from proxy.upstream.upstream import Ticket, encode
-from proxy.upstream.way import Way
-
-PUT: Final = "/etcdserverpb.KV/Put"
-DELETE_RANGE: Final = "/etcdserverpb.KV/DeleteRange"
-TXN: Final = "/etcdserverpb.KV/Txn"
+from proxy.upstream.way import Timer, Way
 
 ASK_AGAIN_S: Final = 1.0
 """A writer that waits for an owner asks again after this."""
@@ -51,13 +48,6 @@ MAX_GIVEN_UP: Final = 100
 _WHO: Final = frozenset((b"token", b"authorization", b"hasleader"))
 """Callers that show one of these are answered by members: whether they may read, and whether there is a leader, is
 known there."""
-
-
-class Timer(Protocol):
-    """What `call_later` gives."""
-
-    def cancel(self) -> None:
-        """It does not come."""
 
 
 class LeasingWay:

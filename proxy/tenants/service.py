@@ -25,14 +25,13 @@ from proxy.callers import Callers
 from proxy.calls import again, answer
 from proxy.namespaces.lease import has_foreign_keys
 from proxy.namespaces.passage import Later
+from proxy.paths import AUTHENTICATE, TIME_TO_LIVE
 from proxy.tenants.namespaces_file import NamespacesFile, NamespacesFileError, parse_namespaces_file
-from proxy.tenants.tenant import AUTHENTICATE
 from proxy.tenants.tenants import Tenants
 from proxy.tenants.tokens import Tokens
 from proxy.tenants.tracking import Tracking
 from proxy.upstream.upstream import Upstream
 
-TIME_TO_LIVE: Final = "/etcdserverpb.Lease/LeaseTimeToLive"
 MOST_FILE_BYTES: Final = 16 << 20
 
 

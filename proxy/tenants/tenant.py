@@ -14,20 +14,16 @@ from kvorum.pb.rpc_pb2 import AlarmRequest, CompactionResponse
 from proxy.namespaces.calls import StripReply
 from proxy.namespaces.namespace import Namespace
 from proxy.namespaces.passage import OUTWARDS, Later, Passage, Retry
+from proxy.paths import ALARM, AUTHENTICATE, LEASE_REVOKE, PUT, TXN
 from proxy.tenants.namespaces_file import TenantEntry
 from proxy.tenants.rate import TokenBucket
 from proxy.tenants.shares import OwnShare, Share
 from proxy.tenants.usage import Growth, Usage
 
-AUTHENTICATE: Final = "/etcdserverpb.Auth/Authenticate"
-LEASE_REVOKE: Final = "/etcdserverpb.Lease/LeaseRevoke"
 HEALTH: Final = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"})
 OPEN: Final = HEALTH | {AUTHENTICATE}
 """What everybody may call, also who is no tenant."""
 
-_ALARM: Final = "/etcdserverpb.Maintenance/Alarm"
-_PUT: Final = "/etcdserverpb.KV/Put"
-_TXN: Final = "/etcdserverpb.KV/Txn"
 
 ALLOWED: Final = frozenset(
     {
@@ -39,7 +35,7 @@ ALLOWED: Final = frozenset(
         LEASE_REVOKE,  # of leases that hold no key of others
         "/etcdserverpb.Cluster/MemberList",
         "/etcdserverpb.Maintenance/Status",
-        _ALARM,  # to see them
+        ALARM,  # to see them
         "/etcdserverpb.Auth/AuthStatus",
     }
 ) - {f"/etcdserverpb.Auth/Role{name}" for name in ("Get", "GrantPermission", "RevokePermission")}
@@ -70,8 +66,8 @@ def _growth_of_proclaim(usage: Usage, request: ProclaimRequest) -> Growth:
 
 
 _GROWTH: Final[dict[str, Callable[[Usage, Any], Growth]]] = {
-    _PUT: Usage.growth_of_put,
-    _TXN: Usage.growth_of_txn,
+    PUT: Usage.growth_of_put,
+    TXN: Usage.growth_of_txn,
     "/v3lockpb.Lock/Lock": _growth_of_lock,
     "/v3electionpb.Election/Campaign": _growth_of_campaign,
     "/v3electionpb.Election/Proclaim": _growth_of_proclaim,
@@ -133,7 +129,7 @@ class Tenant:
         """
         if self._look is None:
             self.count_request(path)
-        if path == _ALARM:
+        if path == ALARM:
             _check_alarm(message)
         outwards = OUTWARDS.get(path)
         if outwards is None:

@@ -14,7 +14,7 @@ import binascii
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import orjson
 from google.protobuf.message import DecodeError
@@ -22,8 +22,10 @@ from google.protobuf.message import DecodeError
 from kvorum import errors
 from kvorum.errors import Code, Status
 from kvorum.pb.rpc_pb2 import AuthStatusRequest, AuthStatusResponse, AuthUserGetRequest
-from kvorum.wire.calls import Fields, UnaryDone
+from kvorum.wire.calls import Fields
 from proxy.namespaces.passage import Retry
+from proxy.paths import AUTH_STATUS, USER_GET
+from proxy.upstream.way import UnaryCalls
 
 MOST_TOKENS: Final = 65536
 MOST_TRIED: Final = 256
@@ -44,22 +46,8 @@ WAITING_OVERHEAD_BYTES: Final = 1024
 CHECK_TIMEOUT_S: Final = 5.0
 MOST_TOKEN_CHARACTERS: Final = 8192
 
-AUTH_STATUS: Final = "/etcdserverpb.Auth/AuthStatus"
-USER_GET: Final = "/etcdserverpb.Auth/UserGet"
 
 NOT_CHECKED: Final = Status(Code.UNAVAILABLE, "the token cannot be checked at the moment")
-
-
-class Upstream(Protocol):
-    def call(
-        self,
-        path: str,
-        message: bytes,
-        done: UnaryDone,
-        metadata: Fields | None = None,
-        timeout_s: float | None = None,
-        /,
-    ) -> object: ...
 
 
 def plain_token(value: str) -> str:
@@ -85,7 +73,7 @@ def named_user(token: str) -> str | None:
 class Tokens:
     """The tokens that are known, and those that are being checked."""
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: UnaryCalls) -> None:
         self._upstream = upstream
         self._users: OrderedDict[str, str] = OrderedDict()
         self._checks: dict[str, list[tuple[Retry, int]]] = {}

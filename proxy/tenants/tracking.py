@@ -12,7 +12,7 @@ that came before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Final, Protocol
+from typing import Final
 
 from google.protobuf.message import DecodeError
 
@@ -30,15 +30,14 @@ from kvorum.pb.rpc_pb2 import (
     WatchRequest,
     WatchResponse,
 )
-from kvorum.wire.calls import CallHandler, Fields, UnaryDone
+from kvorum.wire.calls import Fields, UnaryDone
 from proxy.namespaces.namespace import FROM_KEY
 from proxy.namespaces.passage import Retry
+from proxy.paths import AUTHENTICATE, RANGE, WATCH
 from proxy.tenants.namespaces_file import Reader
-from proxy.tenants.tenant import AUTHENTICATE, Tenant
+from proxy.tenants.tenant import Tenant
 from proxy.tenants.usage import Usage
-
-RANGE: Final = "/etcdserverpb.KV/Range"
-WATCH: Final = "/etcdserverpb.Watch/Watch"
+from proxy.upstream.way import CallLater, Calls, Stream, Timer
 
 FIRST_PAGE_KEYS: Final = 16
 MOST_PAGE_KEYS: Final = 4096
@@ -54,37 +53,10 @@ LOOK_S: Final = 5.0
 """A look that takes longer ends with the figures at hand."""
 
 
-class Stream(Protocol):
-    def send(self, message: bytes, /) -> None: ...
-
-    def cancel(self) -> None: ...
-
-
-class Upstream(Protocol):
-    def call(
-        self,
-        path: str,
-        message: bytes,
-        done: UnaryDone,
-        metadata: Fields | None = None,
-        timeout_s: float | None = None,
-        /,
-    ) -> object: ...
-
-    def open(self, path: str, handler: CallHandler, metadata: Fields | None = None, /) -> Stream: ...
-
-
-class Timer(Protocol):
-    def cancel(self) -> None: ...
-
-
-CallLater = Callable[[float, Callable[[], None]], Timer]
-
-
 class Tracking:
     """The usage of all limited tenants, in one worker."""
 
-    def __init__(self, upstream: Upstream, *, call_later: CallLater, now: Callable[[], float], logger: Logger) -> None:
+    def __init__(self, upstream: Calls, *, call_later: CallLater, now: Callable[[], float], logger: Logger) -> None:
         self._upstream = upstream
         self.call_later = call_later
         self.now = now

@@ -12,13 +12,13 @@ from typing import Final
 from kvorum import errors
 from kvorum.errors import Code
 from kvorum.pb.rpc_pb2 import RangeRequest
+from proxy.paths import RANGE
 from proxy.upstream.endpoints import Endpoint
 from proxy.upstream.upstream import Upstream
 
 INTERVAL_S: Final = 2.0
 TIMEOUT_S: Final = 4.0
 
-RANGE: Final = "/etcdserverpb.KV/Range"
 REQUEST: Final = RangeRequest(key=b"health", limit=1, keys_only=True).SerializeToString()
 
 _SILENT: Final = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED)

@@ -10,6 +10,48 @@ from kvorum.wire.client import GivenMetadata
 from proxy.upstream.upstream import Ticket
 
 
+class Timer(Protocol):
+    """What a loop's `call_later` gives."""
+
+    def cancel(self) -> object:
+        """It will not come."""
+
+
+CallLater = Callable[[float, Callable[[], None]], Timer]
+
+
+class UnaryCalls(Protocol):
+    """All that some use of the way: calls that nobody ends early."""
+
+    def call(
+        self,
+        path: str,
+        message: bytes,
+        done: UnaryDone,
+        metadata: Fields | None = None,
+        timeout_s: float | None = None,
+        /,
+    ) -> object:
+        """A unary call; see `UnaryWay`."""
+
+
+class Stream(Protocol):
+    """All that some use of a client stream."""
+
+    def send(self, message: bytes, /) -> None:
+        """One message."""
+
+    def cancel(self) -> None:
+        """End it; its handler is told CANCELLED."""
+
+
+class Calls(UnaryCalls, Protocol):
+    """`UnaryCalls`, and streams."""
+
+    def open(self, path: str, handler: CallHandler, metadata: Fields | None = None, /) -> Stream:
+        """A stream to the endpoint in use; see `Way`."""
+
+
 class UnaryWay(Protocol):
     """Unary calls to the cluster; see `Upstream`."""
 

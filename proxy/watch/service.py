@@ -9,8 +9,10 @@ from kvorum.errors import ApiError, Code, Status
 from kvorum.wire.calls import Fields
 from kvorum.wire.routes import StreamHandler, StreamOpen, UnaryHandler
 from proxy.namespaces.namespace import Namespace
+from proxy.paths import WATCH
 from proxy.tenants.tenant import Tenant
-from proxy.watch.session import WATCH, Session, Shared, Timer, Upstream
+from proxy.upstream.way import Timer
+from proxy.watch.session import Session, Shared, Upstream
 from proxy.watch.stream import WatchStream
 
 

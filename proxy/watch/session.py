@@ -20,6 +20,8 @@ from kvorum import errors
 from kvorum.errors import Code, Status
 from kvorum.pb.rpc_pb2 import Compare, RangeRequest, RequestOp, TxnRequest, TxnResponse
 from kvorum.wire.calls import CallHandler, Fields, UnaryDone
+from proxy.paths import STATUS, TXN, WATCH
+from proxy.upstream.way import Timer
 from proxy.watch.batch import header_field
 from proxy.watch.cohort import Cohort
 from proxy.watch.group import ALL_KEPT_BYTES, Group
@@ -30,9 +32,6 @@ from proxy.watch.versions import keeps_progress_promise, version_of
 if TYPE_CHECKING:
     from proxy.watch.stream import WatchStream
 
-WATCH: Final = "/etcdserverpb.Watch/Watch"
-TXN: Final = "/etcdserverpb.KV/Txn"
-STATUS: Final = "/etcdserverpb.Maintenance/Status"
 
 CALL_TIMEOUT_S: Final = 7.0
 MOST_ASKS: Final = 2000
@@ -77,13 +76,6 @@ class Upstream(Protocol):
     ) -> object: ...
 
     def open(self, path: str, handler: CallHandler, metadata: Fields, /) -> UpstreamStream: ...
-
-
-class Timer(Protocol):
-    """What `call_later` returns."""
-
-    def cancel(self) -> object:
-        """It will not fire."""
 
 
 class Shared:

@@ -12,11 +12,12 @@ from kvorum.pb.rpc_pb2 import WatchCreateRequest, WatchRequest, WatchResponse
 from kvorum.watch_replies import CANCELED, CREATED, NO_WATCH, canceled_compacted, refused, varint, watch_id_field
 from kvorum.wire.routes import CancelReason
 from proxy.namespaces.namespace import Namespace
+from proxy.paths import WATCH
 from proxy.tenants.tenant import Tenant
 from proxy.watch.batch import header_field
 from proxy.watch.cohort import Cohort, Ids, Place, Wire
 from proxy.watch.group import Group
-from proxy.watch.session import WATCH, Ask, Kind, Session
+from proxy.watch.session import Ask, Kind, Session
 from proxy.watch.spec import FROM_KEY, Spec, flags_of, id_field_of, refusal_text
 
 if TYPE_CHECKING:

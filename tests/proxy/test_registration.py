@@ -23,18 +23,8 @@ from kvorum.pb.rpc_pb2 import (
     WatchResponse,
 )
 from loadtest.launcher import Kind, Server
-from proxy.registration import (
-    GRANT,
-    KEEP_ALIVE,
-    PUT,
-    RANGE,
-    REVOKE,
-    WATCH,
-    Registration,
-    Registry,
-    registered_member,
-    registered_value,
-)
+from proxy.paths import KEEP_ALIVE, LEASE_GRANT, LEASE_REVOKE, PUT, RANGE, WATCH
+from proxy.registration import Registration, Registry, registered_member, registered_value
 from tests.calls import Api
 from tests.proxy.tenants.fakes import FakeUpstream, Timers
 from tests.proxy.tenants.test_live_tenants import wait_for
@@ -67,7 +57,7 @@ class Registering:
         )
 
     def register(self, lease: int) -> None:
-        self.upstream.answer(GRANT, LeaseGrantResponse(ID=lease, TTL=6))
+        self.upstream.answer(LEASE_GRANT, LeaseGrantResponse(ID=lease, TTL=6))
         put = PutRequest.FromString(self.upstream.answer(PUT, PutResponse()))
         assert put == PutRequest(key=b"p/me", value=b"value", lease=lease)
 
@@ -97,9 +87,9 @@ def test_a_lost_lease_is_granted_anew(registering: Registering) -> None:
 
 
 def test_a_failure_is_tried_again(registering: Registering) -> None:
-    registering.upstream.refuse(GRANT, 14, "no")
+    registering.upstream.refuse(LEASE_GRANT, 14, "no")
     registering.timers.advance(1.0)
-    registering.upstream.answer(GRANT, LeaseGrantResponse(ID=7, TTL=6))
+    registering.upstream.answer(LEASE_GRANT, LeaseGrantResponse(ID=7, TTL=6))
     registering.upstream.refuse(PUT, 14, "no")
     registering.timers.advance(1.0)
     registering.register(8)
@@ -144,7 +134,7 @@ def test_the_lease_is_revoked_at_the_stop(registering: Registering) -> None:
     done: list[bool] = []
     registering.registration.stop(lambda: done.append(True))
     assert not done
-    assert LeaseRevokeRequest.FromString(registering.upstream.refuse(REVOKE, 14, "away")).ID == 7
+    assert LeaseRevokeRequest.FromString(registering.upstream.refuse(LEASE_REVOKE, 14, "away")).ID == 7
     assert done
     registering.timers.advance(10.0)
     assert not registering.upstream.streams

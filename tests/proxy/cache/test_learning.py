@@ -24,20 +24,12 @@ from kvorum.pb.rpc_pb2 import (
 from kvorum.wire.calls import CallHandler
 from kvorum.wire.head import Head
 from kvorum.wire.server_connection import ServerConnection
-from proxy.cache.learning import (
-    RANGE,
-    RANGE_STREAM,
-    Learner,
-    header_revision,
-    is_serializable,
-    linearizable,
-    lone_key,
-    serializable,
-)
+from proxy.cache.learning import Learner, header_revision, is_serializable, linearizable, lone_key, serializable
 from proxy.cache.range_cache import RangeCache
 from proxy.cache.reads import CachedReads, LearningUpstream
 from proxy.callers import Caller, Callers
 from proxy.namespaces.namespace import Namespace
+from proxy.paths import RANGE, RANGE_STREAM
 from proxy.upstream.way import Way
 
 PUT = "/etcdserverpb.KV/Put"

@@ -19,7 +19,9 @@ from kvorum.wire.server_calls import ServerStream
 from kvorum.wire.server_connection import ServerConnection
 from proxy.callers import Caller, Callers
 from proxy.lease import keep_alive
-from proxy.lease.keep_alive import FIRST_PAUSE_S, LAST_PAUSE_S, MAX_PENDING, PATH, REVOKE, STALLED_S, KeepAliveService
+from proxy.lease.keep_alive import FIRST_PAUSE_S, LAST_PAUSE_S, MAX_PENDING, STALLED_S, KeepAliveService
+from proxy.paths import KEEP_ALIVE as PATH
+from proxy.paths import LEASE_REVOKE
 from proxy.upstream.upstream import Upstream, encode
 
 
@@ -283,11 +285,11 @@ def test_after_a_revoke_nothing_is_remembered(proxy: Proxy, outcome: tuple[int, 
     proxy.turn()
     proxy.upstream.answer((1, 9))
     connection = Connection()
-    revoke = proxy.service.unary()[REVOKE]
+    revoke = proxy.service.unary()[LEASE_REVOKE]
     message = LeaseRevokeRequest(ID=1).SerializeToString()
     revoke(cast(ServerConnection, connection), 5, head_of(), message)
     ((path, sent, done),) = proxy.called
-    assert (path, sent) == (REVOKE, message)
+    assert (path, sent) == (LEASE_REVOKE, message)
     done(*outcome)
     assert connection.said == [(5, *outcome[:2]) if outcome[0] else (5, b"reply")]
     second, stream = proxy.client()
@@ -495,7 +497,7 @@ def test_a_client_that_leaves_before_its_answer(proxy: Proxy) -> None:
 
 def test_a_revoke_that_cannot_be_made_is_refused(proxy: Proxy) -> None:
     connection = Connection()
-    revoke = proxy.service.unary()[REVOKE]
+    revoke = proxy.service.unary()[LEASE_REVOKE]
     revoke(cast(ServerConnection, connection), 5, head_of(), b"\xff\xff")
     ((_, _, done),) = proxy.called
     done(Code.INTERNAL, "as the member says", b"")

@@ -27,10 +27,9 @@ from kvorum.pb.rpc_pb2 import (
     WatchResponse,
 )
 from kvorum.wire import grpc
-from proxy.cache.learning import RANGE
 from proxy.leasing.guards import LeasingKeys
-from proxy.leasing.session import GRANT, KEEP_ALIVE, REVOKE_LEASE
-from proxy.leasing.way import DELETE_RANGE, PUT, TXN, LeasingWay
+from proxy.leasing.way import LeasingWay
+from proxy.paths import DELETE_RANGE, KEEP_ALIVE, LEASE_GRANT, LEASE_REVOKE, PUT, RANGE, TXN
 from proxy.upstream.way import Way
 from tests.apply.mvcc_model import Model
 
@@ -119,14 +118,14 @@ class Cluster:
     def execute(self, path: str, message: bytes) -> bytes:
         """A unary call, now. Raises ApiError."""
         before = len(self.model.versions)
-        if path == GRANT:
+        if path == LEASE_GRANT:
             ttl_s = LeaseGrantRequest.FromString(message).TTL
             self._last_lease += 1
             lease = self._last_lease
             self.leases[lease] = Lease(ttl_s, self.clock.now + ttl_s)
             self.clock.later(ttl_s, lambda: self._expire(lease))
             return LeaseGrantResponse(header=self.model.header(), ID=lease, TTL=ttl_s).SerializeToString()
-        if path == REVOKE_LEASE:
+        if path == LEASE_REVOKE:
             self._revoke(LeaseRevokeRequest.FromString(message).ID)
             return LeaseRevokeResponse(header=self.model.header()).SerializeToString()
         request_type, method = METHODS[path]

@@ -24,12 +24,11 @@ from kvorum.pb.rpc_pb2 import (
     TxnRequest,
     TxnResponse,
 )
-from proxy.cache.learning import RANGE
 from proxy.leasing import ownership as ownership_module
 from proxy.leasing.guards import MAX_GUARDS, LeasingKeys, give_up, guarded, prefix_end, targets
 from proxy.leasing.ownership import BLOCKED_S, Ownership
 from proxy.leasing.session import MARGIN, TTL_S
-from proxy.leasing.way import DELETE_RANGE, PUT, TXN
+from proxy.paths import DELETE_RANGE, PUT, RANGE, TXN
 from tests.proxy.leasing.simulated import Clock, Cluster, Proxy, Upstream
 
 

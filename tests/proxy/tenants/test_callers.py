@@ -10,9 +10,10 @@ from kvorum.errors import ApiError, Status
 from kvorum.pb.rpc_pb2 import AuthStatusResponse, AuthUserGetResponse
 from proxy.callers import NO_TENANT, Caller, Callers
 from proxy.namespaces.passage import Later
+from proxy.paths import AUTH_STATUS, USER_GET
 from proxy.tenants.namespaces_file import parse_namespaces_file
 from proxy.tenants.tenants import Tenants
-from proxy.tenants.tokens import AUTH_STATUS, NOT_CHECKED, USER_GET, Tokens
+from proxy.tenants.tokens import NOT_CHECKED, Tokens
 from tests.proxy.tenants.fakes import FakeUpstream
 from tests.proxy.tenants.test_tokens import token_of
 

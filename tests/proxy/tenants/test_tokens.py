@@ -8,17 +8,9 @@ import pytest
 from kvorum import errors
 from kvorum.errors import Code, Status
 from kvorum.pb.rpc_pb2 import AuthStatusResponse, AuthUserGetRequest, AuthUserGetResponse
+from proxy.paths import AUTH_STATUS, USER_GET
 from proxy.tenants import tokens as tokens_module
-from proxy.tenants.tokens import (
-    AUTH_STATUS,
-    NOT_CHECKED,
-    STRANGER,
-    USER_GET,
-    WAITING_OVERHEAD_BYTES,
-    Tokens,
-    named_user,
-    plain_token,
-)
+from proxy.tenants.tokens import NOT_CHECKED, STRANGER, WAITING_OVERHEAD_BYTES, Tokens, named_user, plain_token
 from tests.proxy.tenants.fakes import FakeUpstream
 
 METADATA = ((b"token", b"t"),)

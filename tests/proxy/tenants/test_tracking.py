@@ -19,20 +19,11 @@ from kvorum.pb.rpc_pb2 import (
     WatchResponse,
 )
 from proxy.namespaces.passage import Later, Passage
+from proxy.paths import AUTHENTICATE, RANGE
 from proxy.tenants import tenant as tenant_module
 from proxy.tenants.namespaces_file import Limits, NamespacesFile, Reader, TenantEntry
-from proxy.tenants.tenant import AUTHENTICATE
 from proxy.tenants.tenants import Tenants
-from proxy.tenants.tracking import (
-    FIRST_PAGE_KEYS,
-    LOOK_PAUSE_S,
-    LOOK_S,
-    PROGRESS_S,
-    RANGE,
-    RETRY_S,
-    TICK_S,
-    Tracking,
-)
+from proxy.tenants.tracking import FIRST_PAGE_KEYS, LOOK_PAUSE_S, LOOK_S, PROGRESS_S, RETRY_S, TICK_S, Tracking
 from tests.proxy.tenants.fakes import FakeStream, FakeUpstream, Timers
 
 PUT = "/etcdserverpb.KV/Put"
