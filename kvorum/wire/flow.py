@@ -53,10 +53,10 @@ class Sender:
 
     __slots__ = (
         "_credit_given",
-        "_rounds",
         "_send_granted",
         "_send_window",
         "_throttled",
+        "_turn_bytes",
         "congested",
         "credit",
         "dirty",
@@ -65,6 +65,7 @@ class Sender:
         "peer_initial_window",
         "peer_max_frame",
         "queued_bytes",
+        "rounds",
         "sent_writes",
         "streams",
         "wake",
@@ -87,9 +88,10 @@ class Sender:
         """Writes to streams: each is a message, or many joined."""
         self._send_window = frames.DEFAULT_WINDOW
         self._send_granted = frames.DEFAULT_WINDOW
+        self._turn_bytes = limits.turn_bytes
         # `credit` is what DATA may be sent now: window, turn and socket in one number, so that a reply tests one.
         self.credit = self._credit_given = min(frames.DEFAULT_WINDOW, limits.turn_bytes)
-        self._rounds: dict[int, Any] = {}
+        self.rounds: dict[int, Any] = {}
         """Streams that have something to send and a window, and wait for credit."""
         self._throttled: dict[int, Any] = {}
 
@@ -107,16 +109,18 @@ class Sender:
 
     def take(self) -> bytes:
         """All output so far; starts a new turn. When `unfinished` is true afterwards, call it again next turn."""
-        data = b"".join(self.out)
-        self.out.clear()
+        out = self.out
+        data = b"".join(out)
+        out.clear()
         self.dirty = False
-        self._renew_credit()
+        if self.credit != self._credit_given:
+            self._renew_credit()
         return data
 
     @property
     def unfinished(self) -> bool:
         """Whether there is more to send than the last turn's share."""
-        return bool(self.out) or (self.credit > 0 and bool(self._rounds))
+        return (self.credit > 0 and bool(self.rounds)) or bool(self.out)
 
     def next_turn(self) -> None:
         """Fill the output with what the last turn left."""
@@ -144,9 +148,11 @@ class Sender:
             self.wake(self)
 
     def _renew_credit(self) -> None:
-        self._send_window -= self._credit_given - self.credit
-        credit = 0 if self.congested else max(0, min(self._send_window, self.limits.turn_bytes))
-        self.credit = self._credit_given = credit
+        window = self._send_window = self._send_window - self._credit_given + self.credit
+        credit = self._turn_bytes
+        if window < credit:
+            credit = window if window > 0 else 0
+        self.credit = self._credit_given = 0 if self.congested else credit
 
     def _grant_connection(self, increment: int) -> bool:
         """A WINDOW_UPDATE of the connection; False when the window overflows."""
@@ -168,7 +174,7 @@ class Sender:
         if stream.send_window > frames.MAX_WINDOW:
             return False
         if stream.queue is not None and stream.send_window > 0:
-            self._rounds[stream.id] = stream
+            self.rounds[stream.id] = stream
             self._serve_rounds()
             self._call_writable()
         return True
@@ -228,7 +234,7 @@ class Sender:
             self.queued_bytes -= stream.queued_bytes
             stream.queue = None
             stream.queued_bytes = 0
-            self._rounds.pop(stream_id, None)
+            self.rounds.pop(stream_id, None)
         if stream.throttled:
             self._throttled.pop(stream_id, None)
         stream.remote_closed = stream.local_closed = True
@@ -261,18 +267,18 @@ class Sender:
         stream.queue_offset = offset
         if not stream.queued_bytes:
             stream.queue = None
-            self._rounds.pop(stream.id, None)
+            self.rounds.pop(stream.id, None)
             if stream.tail is not None:
                 append(stream.tail)
                 stream.local_closed = True
                 self._local_end(stream)
         elif stream.send_window > 0:
-            self._rounds[stream.id] = stream
+            self.rounds[stream.id] = stream
         else:
-            self._rounds.pop(stream.id, None)
+            self.rounds.pop(stream.id, None)
 
     def _serve_rounds(self) -> None:
-        rounds = self._rounds
+        rounds = self.rounds
         while rounds and self.credit > 0:
             self._send_round(rounds.pop(next(iter(rounds))))
 

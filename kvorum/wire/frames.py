@@ -64,7 +64,9 @@ class ErrorCode(IntEnum):
 unpack_head: Final = Struct(">IBI").unpack_from
 """(length << 8 | type, flags, stream id with its reserved bit) of a frame at an offset."""
 
-_pack_head: Final = Struct(">IBI").pack
+pack_head: Final = Struct(">IBI").pack
+"""The nine octets before a payload, of the same three numbers."""
+
 _pack_u32: Final = Struct(">I").pack
 _pack_reset: Final = Struct(">IBII").pack
 _pack_setting: Final = Struct(">HI").pack
@@ -72,19 +74,19 @@ _pack_setting: Final = Struct(">HI").pack
 
 def head(kind: int, flags: int, stream_id: int, size: int) -> bytes:
     """The nine octets before a payload of `size` octets."""
-    return _pack_head(size << 8 | kind, flags, stream_id)
+    return pack_head(size << 8 | kind, flags, stream_id)
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
     """A whole frame."""
-    return _pack_head(len(payload) << 8 | kind, flags, stream_id) + payload
+    return pack_head(len(payload) << 8 | kind, flags, stream_id) + payload
 
 
 def headers(stream_id: int, block: bytes, *, end_stream: bool, max_frame_size: int) -> bytes:
     """A header block as one HEADERS frame and as many CONTINUATION frames as it needs."""
     flags = END_STREAM if end_stream else 0
     if len(block) <= max_frame_size:
-        return _pack_head(len(block) << 8 | HEADERS, flags | END_HEADERS, stream_id) + block
+        return pack_head(len(block) << 8 | HEADERS, flags | END_HEADERS, stream_id) + block
     pieces = [frame(HEADERS, flags, stream_id, block[:max_frame_size])]
     for start in range(max_frame_size, len(block), max_frame_size):
         last = END_HEADERS if start + max_frame_size >= len(block) else 0

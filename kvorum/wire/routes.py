@@ -41,6 +41,30 @@ class StreamHandler(Protocol):
         """`writable` is true again after it was false."""
 
 
+class ReplyStream(Protocol):
+    """What a streaming method writes to: a ServerStream, or what stands for one."""
+
+    @property
+    def writable(self) -> bool:
+        """False when enough is buffered; then `on_writable` is called later."""
+        ...
+
+    def send(self, message: bytes, /) -> None:
+        """One message."""
+
+    def send_framed(self, framed: bytes, messages: int, /) -> None:
+        """Messages with their prefixes, joined."""
+
+    def end(self, code: int, text: str, /) -> None:
+        """Ends the stream."""
+
+    def pause_reading(self) -> None:
+        """No more `on_message`."""
+
+    def resume_reading(self) -> None:
+        """Go on."""
+
+
 UnaryHandler = Callable[["ServerConnection", int, Head, bytes], None]
 """(connection, stream id, head, message). Answers now or later by `connection.reply` or `connection.fail`."""
 

@@ -10,6 +10,7 @@ Handlers are called inside `data_received`; what they answer goes out with one w
 import asyncio
 import ssl
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 from kvorum.wire import frames
@@ -133,8 +134,8 @@ class Server:
         if not self._protocols and self._all_closed is not None and not self._all_closed.done():
             self._all_closed.set_result(None)
 
-    def wake(self, protocol: "GrpcProtocol") -> None:
-        """The connection has output."""
+    def wake(self, protocol: "GrpcProtocol", connection: ServerConnection) -> None:
+        """The protocol's connection has output."""
         self._dirty.append(protocol)
         if not self._flush_scheduled:
             self._flush_scheduled = True
@@ -249,7 +250,7 @@ class GrpcProtocol(asyncio.Protocol):
         transport.set_write_buffer_limits(high=_WRITE_HIGH, low=_WRITE_LOW)
         self._descriptor = plain_descriptor(transport)
         self.connection = ServerConnection(
-            server.shared, self._wake, accepted_at, peer_name(transport), common_name(transport)
+            server.shared, partial(server.wake, self), accepted_at, peer_name(transport), common_name(transport)
         )
 
     def data_received(self, data: bytes) -> None:
@@ -287,10 +288,10 @@ class GrpcProtocol(asyncio.Protocol):
         data = connection.take()
         if data:
             self._server.bytes_sent += len(data)
-            hand_over(self._descriptor, self._transport, data)
+            hand_over(self._descriptor, transport, data)
             if connection.congested:
                 self._check_backlog(len(data))
-        if connection.unfinished:
+        if connection.rounds and connection.unfinished:
             asyncio.get_running_loop().call_soon(self._next_turn)
         elif connection.closed or (connection.draining and connection.drained):
             self._say_goodbye()
@@ -309,9 +310,6 @@ class GrpcProtocol(asyncio.Protocol):
 
     def abort(self) -> None:
         self._transport.abort()
-
-    def _wake(self, connection: ServerConnection) -> None:
-        self._server.wake(self)
 
     def _next_turn(self) -> None:
         if not self._transport.is_closing():

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from kvorum.errors import Code
-from kvorum.wire import grpc
+from kvorum.wire import frames, grpc
 from kvorum.wire.flow import Stream
 from kvorum.wire.head import Head
 from kvorum.wire.routes import CancelReason, Route, StreamHandler, UnaryRoute
@@ -136,6 +136,43 @@ class ServerStream(Stream):
 
     def send_framed(self, framed: bytes, messages: int = 1) -> None:
         """Messages with their prefixes, joined; `messages` is how many, for the counts."""
+        if not self._send_at_once(framed, messages):
+            self._send_in_parts(framed, messages)
+
+    def offer(self, framed: bytes, messages: int = 1) -> bool:
+        """The same if the stream is writable; else nothing, and False."""
+        if self.throttled or not self._send_at_once(framed, messages):
+            if not self.writable:
+                return False
+            self._send_in_parts(framed, messages)
+        return True
+
+    def _send_at_once(self, framed: bytes, messages: int) -> bool:
+        """Whether it went into the output as one frame. An event for a thousand streams on a thousand connections
+        passes here for each: written out it takes 0.7 us, and 2.1 us by the methods below."""
+        connection = self.connection
+        size = len(framed)
+        if (
+            self.queue is not None
+            or size > connection.credit
+            or size > self.send_window
+            or size > connection.peer_max_frame
+            or not self._headers_sent
+            or self.local_closed
+        ):
+            return False
+        connection.credit -= size
+        self.send_window -= size
+        connection.sent_writes += 1
+        self.route.sent += messages
+        connection.out += (frames.pack_head(size << 8, 0, self.id), framed)
+        if not connection.dirty:
+            connection.dirty = True
+            connection.wake(connection)
+        return True
+
+    def _send_in_parts(self, framed: bytes, messages: int) -> None:
+        """In frames as large as the peer takes, and in the queue what may not go out now."""
         if self.local_closed or self.tail is not None:
             return
         connection = self.connection

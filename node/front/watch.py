@@ -22,10 +22,10 @@ from kvorum.watch_replies import (
     refused,
     watch_id_field,
 )
-from kvorum.wire.routes import CancelReason
+from kvorum.wire.routes import CancelReason, ReplyStream
 from node.front.member import WATCH, Head, admitted, needs_leader
 from node.front.watch_deliveries import Deliveries
-from node.front.watch_groups import NO_MARK, ClientWatch, Registration, Spec, State, Wire
+from node.front.watch_groups import NO_MARK, ClientWatch, Registration, Spec, State
 from node.watches import FRAGMENT, NODELETE, NOPUT, PREV
 
 DUPLICATE_ID: Final = "mvcc: duplicate watch ID provided on the WatchStream"
@@ -41,7 +41,7 @@ MAX_PENDING_BYTES: Final = 1 << 20
 class WatchStream:
     """One Watch call; the wire's handler for it."""
 
-    def __init__(self, deliveries: Deliveries, wire: Wire, *, needs_leader: bool) -> None:
+    def __init__(self, deliveries: Deliveries, wire: ReplyStream, *, needs_leader: bool) -> None:
         self._deliveries = deliveries
         self._wire = wire
         self.needs_leader = needs_leader

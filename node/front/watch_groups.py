@@ -8,9 +8,10 @@ many watches it has.
 from __future__ import annotations
 
 from enum import Enum, auto
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from kvorum.watch_replies import Reply
+from kvorum.wire.routes import ReplyStream
 from node.watches import FRAGMENT
 
 Spec = tuple[bytes, bytes, int]
@@ -30,30 +31,6 @@ class State(Enum):
     """A member of a group."""
     PARKED = auto()
     """Not registered: its stream takes nothing now."""
-
-
-class Wire(Protocol):
-    """What is used of a stream of the wire, or of the JSON gateway."""
-
-    @property
-    def writable(self) -> bool:
-        """False when enough is buffered; then `on_writable` is called later."""
-        ...
-
-    def send(self, message: bytes, /) -> None:
-        """One message."""
-
-    def send_framed(self, framed: bytes, messages: int, /) -> None:
-        """Messages with their prefixes, joined."""
-
-    def end(self, code: int, text: str, /) -> None:
-        """Ends the stream."""
-
-    def pause_reading(self) -> None:
-        """No more `on_message`."""
-
-    def resume_reading(self) -> None:
-        """Go on."""
 
 
 class ClientWatch:
@@ -78,7 +55,7 @@ class Registration:
 
     __slots__ = ("group", "handle", "last_event", "lines", "next", "owed", "spec", "state", "stream", "watches", "wire")
 
-    def __init__(self, stream: Any, wire: Wire, spec: Spec, next_revision: int) -> None:
+    def __init__(self, stream: Any, wire: ReplyStream, spec: Spec, next_revision: int) -> None:
         self.stream = stream
         self.wire = wire
         self.spec = spec

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from kvorum.pb.rpc_pb2 import WatchResponse
 from kvorum.watch_replies import Reply
+from kvorum.wire.routes import ReplyStream
 from proxy.watch.batch import Batch
 
 if TYPE_CHECKING:
@@ -19,28 +20,12 @@ if TYPE_CHECKING:
     from proxy.watch.line import UpstreamWatch
 
 
-class Wire(Protocol):
+class Wire(ReplyStream, Protocol):
     """What is used of a stream of the wire."""
 
-    @property
-    def writable(self) -> bool:
-        """False when enough is buffered; then `on_writable` is called later."""
+    def offer(self, framed: bytes, messages: int, /) -> bool:
+        """Messages with their prefixes, if the stream is writable; else nothing, and False."""
         ...
-
-    def send(self, message: bytes, /) -> None:
-        """One message."""
-
-    def send_framed(self, framed: bytes, messages: int, /) -> None:
-        """Messages with their prefixes, joined."""
-
-    def end(self, code: int, text: str, /) -> None:
-        """Ends the stream."""
-
-    def pause_reading(self) -> None:
-        """No more `on_message`."""
-
-    def resume_reading(self) -> None:
-        """Go on."""
 
 
 class Watcher(Protocol):
@@ -100,17 +85,13 @@ def count_of(ids: Ids) -> int:
 def give(wire: Wire, ids: Ids, reply: Reply) -> Ids | None:
     """Sends a reply to watches of one stream. Returns those that got nothing, since the stream takes no more."""
     if isinstance(ids, bytes):
-        if not wire.writable:
-            return ids
-        wire.send_framed(reply.framed(ids), reply.pieces)
-        return None
+        return None if wire.offer(reply.framed(ids), reply.pieces) else ids
     lines = ids.sorted()
     for number, line in enumerate(lines):
         at = 0
         for framed, count in reply.chunks(line):
-            if not wire.writable:
+            if not wire.offer(framed, count * reply.pieces):
                 return Bunch([field for fields in (line[at:], *lines[number + 1 :]) for field in fields])
-            wire.send_framed(framed, count * reply.pieces)
             at += count
     return None
 
@@ -213,16 +194,18 @@ class Cohort:
         missed: list[tuple[Watcher, Ids]] = []
         reply = batch.reply
         pieces = reply.pieces
-        framed_of = reply.framed
+        id_field: bytes | None = None
+        framed = b""
         members = self.members
         # A stream may end, and leave, while it is written to: hence the copies. A thousand streams with a watch each
         # pass here for every event: 0.4 us each beside the wire's share.
         for stream, ids in zip(list(members), list(members.values()), strict=True):
             wire = stream.wire
             if type(ids) is bytes:
-                if wire.writable:
-                    wire.send_framed(framed_of(ids), pieces)
-                else:
+                if ids is not id_field:
+                    id_field = ids
+                    framed = reply.framed(ids)
+                if not wire.offer(framed, pieces):
                     missed.append((stream, ids))
             else:
                 rest = give(wire, ids, reply)

@@ -452,6 +452,48 @@ def test_a_congested_socket_makes_streams_wait() -> None:
     assert streaming.told == ["writable"]
 
 
+def test_an_offer_is_sent_when_the_stream_is_writable() -> None:
+    streaming = Streaming()
+    assert streaming.stream.offer(message(b"first"), 1)
+    assert streaming.kinds() == [frames.HEADERS, frames.DATA]
+    assert streaming.stream.offer(message(b"more") * 2, 2)
+    answer = streaming.peer.taken()
+    assert [(frame.kind, frame.flags, frame.stream_id) for frame in answer] == [(frames.DATA, 0, 1)]
+    assert answer[0].payload == message(b"more") * 2
+    assert streaming.peer.shared.routes["/t.S/Told"].sent_messages == 3
+
+
+def test_an_offer_that_is_refused_leaves_nothing_behind_and_is_told_when_there_is_room() -> None:
+    streaming = Streaming()
+    streaming.stream.send(b"headers are out")
+    streaming.kinds()
+    streaming.peer.core.set_congested(True)
+    assert not streaming.stream.offer(message(b"x"), 1)
+    assert streaming.stream.buffered_bytes == 0
+    streaming.peer.core.set_congested(False)
+    assert streaming.kinds() == []
+    assert streaming.told == ["writable"]
+    assert streaming.stream.offer(message(b"x"), 1)
+    assert streaming.kinds() == [frames.DATA]
+
+
+def test_an_offer_beyond_the_window_is_queued_and_the_next_one_above_the_mark_refused() -> None:
+    streaming = Streaming(window=10)
+    assert streaming.stream.offer(b"x" * 300_000, 1)
+    assert streaming.stream.buffered_bytes == 299_990
+    assert not streaming.stream.offer(b"y", 1)
+    assert streaming.stream.buffered_bytes == 299_990
+
+
+def test_an_offer_to_a_stream_that_has_ended_is_dropped() -> None:
+    streaming = Streaming()
+    streaming.stream.send(b"x")
+    streaming.stream.end()
+    streaming.kinds()
+    assert streaming.stream.offer(message(b"late"), 1)
+    assert streaming.kinds() == []
+
+
 def test_framed_messages_of_a_fan_out() -> None:
     streaming = Streaming()
     framed = b"".join([message(b"%d" % number) for number in range(5_000)])

@@ -197,6 +197,12 @@ class ProxyClient(Client):
 
     connection = None
 
+    def offer(self, framed: bytes, messages: int) -> bool:
+        if not self.writable:
+            return False
+        self.send_framed(framed, messages)
+        return True
+
 
 class Caller:
     """Who calls."""
