@@ -1,4 +1,4 @@
-"""Which rows hold behind a gateway and a proxy too: those of keys, leases and watches."""
+"""Which rows hold behind a gateway and a proxy too: all but those of HTTP, and what a proxy answers of itself."""
 
 import inspect
 import os
@@ -9,7 +9,19 @@ import pytest
 
 MODULES: Final = frozenset(
     f"tests.differential.test_{name}"
-    for name in ("compact_hash", "lease", "put_delete", "range", "revisions", "txn", "watch", "watch_events")
+    for name in (
+        "compact_hash",
+        "grpc",
+        "lease",
+        "maintenance",
+        "members",
+        "put_delete",
+        "range",
+        "revisions",
+        "txn",
+        "watch",
+        "watch_events",
+    )
 )
 
 ELSEWHERE: Final = os.environ.get("KVORUM_PROXY", "")
@@ -19,9 +31,8 @@ _NEEDS_THE_STORE_ALONE: Final = re.compile("revision|compact|progress|T9|two_cha
 """What the source of a row says that counts revisions, compacts, or is among the proxy's own rows: a namespace ends
 what is open-ended (T9), and its prefix counts in the size of a request."""
 
-
-_ANSWERED_BY_THE_PROXY: Final = re.compile("MemberListRequest")
-"""What the source of a row says that asks for what a proxy answers of itself (PX1)."""
+_ANSWERED_BY_THE_PROXY: Final = re.compile(r"MemberListRequest|\bmembers\(|member_id\(|/version")
+"""What the source of a row says that asks for what a proxy answers of itself (PX1), or does not serve."""
 
 
 class Elsewhere(NamedTuple):
