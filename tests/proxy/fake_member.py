@@ -3,7 +3,8 @@
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import uvloop
 
@@ -13,7 +14,7 @@ from kvorum.wire import grpc
 from kvorum.wire.head import Head
 from kvorum.wire.limits import ClientLimits
 from kvorum.wire.routes import CancelReason
-from kvorum.wire.server import Server
+from kvorum.wire.server import GrpcProtocol, Server
 from kvorum.wire.server_calls import ServerStream
 from kvorum.wire.server_connection import ServerConnection
 from proxy.upstream.endpoints import Endpoint, Endpoints
@@ -183,7 +184,8 @@ def reusable(port: int) -> socket.socket:
 
 def lose(connection: ServerConnection) -> None:
     """The member dies: its end of the connection is gone."""
-    connection.wake.__self__._transport.abort()  # type: ignore[attr-defined]
+    protocol: GrpcProtocol = cast("partial[None]", connection.wake).args[0]
+    protocol.abort()
 
 
 async def until(condition: Callable[[], bool]) -> None:
