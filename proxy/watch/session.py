@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from kvorum import errors
 from kvorum.errors import Code, Status
-from kvorum.pb.rpc_pb2 import Compare, RangeRequest, RequestOp, TxnRequest, TxnResponse
+from kvorum.pb.rpc_pb2 import (
+    Compare,
+    RangeRequest,
+    RequestOp,
+    ResponseHeader,
+    StatusResponse,
+    TxnRequest,
+    TxnResponse,
+)
 from kvorum.wire.calls import CallHandler, Fields, UnaryDone
 from proxy.paths import STATUS, TXN, WATCH
 from proxy.upstream.way import Timer
@@ -141,7 +149,7 @@ class Session:
         self.streams: dict[WatchStream, None] = {}
         self.groups: dict[Spec, Group] = {}
         self.header = b""
-        """The last header of a check."""
+        """Of the last check that was passed; empty: there is none yet."""
         self._asks: deque[Ask] = deque()
         self._batch: list[Ask] = []
         self._checked: dict[Range, Checked] = {}
@@ -266,7 +274,20 @@ class Session:
         if not self._open_checks:
             self._answer_batch()
 
+    def _learn_header(self) -> None:
+        """Nothing has been allowed yet, and refusals have a header, too: the Go client fails without one."""
+
+        def done(code: int, text: str, message: bytes) -> None:
+            if not self._closed:
+                self.header = header_field(ResponseHeader() if code else StatusResponse.FromString(message).header)
+                self._answer_batch()
+
+        self._shared.upstream.call(STATUS, b"", done, self.metadata, CALL_TIMEOUT_S)
+
     def _answer_batch(self) -> None:
+        if not self.header:
+            self._learn_header()
+            return
         for ask in self._batch:
             stream = ask.stream
             if ask.kind is Kind.CREATE:

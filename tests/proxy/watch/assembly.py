@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kvorum.errors import Code
-from kvorum.pb.rpc_pb2 import RangeRequest, StatusResponse, TxnRequest, TxnResponse
+from kvorum.pb.rpc_pb2 import RangeRequest, ResponseHeader, StatusResponse, TxnRequest, TxnResponse
 from kvorum.wire.calls import CallHandler, Fields, UnaryDone
 from proxy.tenants.tenant import Tenant
 from proxy.watch.service import WatchService
@@ -110,6 +110,7 @@ class FakeUpstream:
         self.listeners: list[Callable[[], None]] = []
         self.denied: set[bytes] = set()
         self.version = "3.7.0"
+        self.status_code = 0
         self.most_ranges = 128
         self.checks = 0
         self.opened = 0
@@ -142,7 +143,8 @@ class FakeUpstream:
             if not self.up:
                 call.done(Code.UNAVAILABLE, "connection error: refused", b"")
             elif call.path.endswith("/Status"):
-                call.done(0, "", StatusResponse(version=self.version).SerializeToString())
+                status = StatusResponse(version=self.version, header=self._header())
+                call.done(self.status_code, "", b"" if self.status_code else status.SerializeToString())
             else:
                 self._txn(call)
         while self.refusing:
@@ -162,12 +164,11 @@ class FakeUpstream:
         elif {never.key, *[one.key for one in ranges]} & self.denied:
             call.done(*DENIED, b"")
         else:
-            reply = TxnResponse()
-            reply.header.cluster_id = CLUSTER_ID
-            reply.header.member_id = MEMBER_ID
-            reply.header.raft_term = TERM
-            reply.header.revision = self.member.store.revision
-            call.done(0, "", reply.SerializeToString())
+            call.done(0, "", TxnResponse(header=self._header()).SerializeToString())
+
+    def _header(self) -> ResponseHeader:
+        revision = self.member.store.revision
+        return ResponseHeader(cluster_id=CLUSTER_ID, member_id=MEMBER_ID, raft_term=TERM, revision=revision)
 
     def lose(self) -> None:
         """The connection is lost: all that is under way ends."""

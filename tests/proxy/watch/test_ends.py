@@ -54,6 +54,23 @@ def test_W25_a_caller_that_may_not_read_is_refused_and_the_others_of_its_turn_ar
     assert not client.take()[0].canceled, "the id is free"
 
 
+@pytest.mark.parametrize("status_code", [0, Code.PERMISSION_DENIED])
+def test_W25_a_refusal_has_a_header_also_when_nothing_was_allowed_before(world: ProxyWorld, status_code: int) -> None:
+    world.upstream.denied.add(b"secret")
+    world.upstream.status_code = status_code
+    client = world.open()
+    client.create(b"secret")
+    world.run()
+    (refused,) = client.take()
+    assert (refused.canceled, refused.cancel_reason) == (True, DENIED)
+    assert refused.HasField("header")
+    assert refused.header.revision == (0 if status_code else world.store.revision)
+    client.create(b"k")
+    world.run()
+    (created,) = client.take()
+    assert (created.canceled, created.header.revision) == (False, world.store.revision)
+
+
 def test_W25_who_joins_a_group_is_checked_too(world: ProxyWorld) -> None:
     client = opened(world)
     world.upstream.denied.add(b"k")

@@ -83,6 +83,7 @@ def test_W25_W26_who_may_watch_what(proxy: Server) -> None:
             assert reply.cancel_reason == "rpc error: code = PermissionDenied desc = etcdserver: permission denied"
         (nobody,) = replies_to(api, [], create(key=b"open/a"))
         assert nobody.cancel_reason == "rpc error: code = InvalidArgument desc = etcdserver: user name is empty"
+        assert nobody.header.member_id, "which the Go client looks at"
         (unknown,) = replies_to(api, [("token", "forged.1")], create(key=b"open/a"))
         assert unknown.cancel_reason == "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token"
 
