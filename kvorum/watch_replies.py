@@ -21,6 +21,10 @@ _WATCH_ID: Final = b"\x10"
 NO_WATCH: Final = -1
 """The watch id of replies that are about no watch."""
 
+DUPLICATE_ID: Final = "mvcc: duplicate watch ID provided on the WatchStream"
+EMPTY_RANGE: Final = "mvcc: watcher range is empty"
+"""Reasons why a create is refused (W5, W7)."""
+
 _PREFIX: Final = struct.Struct(">BI")
 PREFIX_BYTES: Final = _PREFIX.size
 
@@ -74,6 +78,11 @@ class Headers:
         return b"\x0a" + varint(len(header)) + header
 
 
+def canceled(header: bytes, id_field: bytes, reason: str) -> bytes:
+    """The reply that ends a watch."""
+    return header + id_field + CANCELED + _reason_field(reason)
+
+
 def canceled_compacted(header: bytes, id_field: bytes, compacted: int) -> bytes:
     """The reply that ends a watch whose next revision is compacted (W14)."""
     return header + id_field + CANCELED + _COMPACT_REVISION + varint(compacted)
@@ -81,8 +90,12 @@ def canceled_compacted(header: bytes, id_field: bytes, compacted: int) -> bytes:
 
 def refused(header: bytes, reason: str) -> bytes:
     """The reply to a create that is refused (W5, W7, W9, W25)."""
+    return header + watch_id_field(NO_WATCH) + CREATED + CANCELED + _reason_field(reason)
+
+
+def _reason_field(reason: str) -> bytes:
     text = reason.encode()
-    return header + watch_id_field(NO_WATCH) + CREATED + CANCELED + _CANCEL_REASON + varint(len(text)) + text
+    return _CANCEL_REASON + varint(len(text)) + text if text else b""
 
 
 class Reply:

@@ -32,12 +32,12 @@ from kvorum.pb.rpc_pb2 import (
     WatchRequest,
     WatchResponse,
 )
+from kvorum.ranges import end_of_prefix
 from kvorum.wire.head import Head
 from kvorum.wire.routes import StreamOpen, UnaryHandler
 from kvorum.wire.server_connection import ServerConnection
 from proxy.callers import Callers
 from proxy.calls import again
-from proxy.namespaces.namespace import end_of_prefix
 from proxy.namespaces.passage import Later
 from proxy.paths import KEEP_ALIVE, LEASE_GRANT, LEASE_REVOKE, MEMBER_LIST, PUT, RANGE, WATCH
 from proxy.upstream.way import CallLater, Calls, Stream

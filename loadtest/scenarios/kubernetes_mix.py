@@ -26,11 +26,12 @@ from kvorum.pb.rpc_pb2 import (
     TxnRequest,
     TxnResponse,
 )
+from kvorum.ranges import end_of_prefix
 from loadtest.checks import AckedWrites, Fault, FaultKind, WatchCheck
 from loadtest.messages import stamped_value
 from loadtest.users.run import Run, define
 from loadtest.users.streams import WatchStream
-from loadtest.users.user import EtcdUser, range_end
+from loadtest.users.user import EtcdUser
 
 _EVENT_TTL_S = 3600
 _LEASE_REUSE_S = 60.0
@@ -84,7 +85,7 @@ class Informer(EtcdUser):
             revision, objects = self._list(prefix)
             check = WatchCheck(f"informer of {kind.decode()}", revision, objects, acked)
             name = f"Watch event ({kind.decode()[:-1]})"
-            stream.watch(name, prefix, range_end(prefix), check, prev_kv=True, progress_notify=True)
+            stream.watch(name, prefix, end_of_prefix(prefix), check, prev_kv=True, progress_notify=True)
         while not load.stopped.is_set():
             if load.options.progress_interval > 0:
                 stream.ask_progress()
@@ -93,7 +94,7 @@ class Informer(EtcdUser):
     def _list(self, prefix: bytes) -> tuple[int, list[KeyValue]]:
         """All objects of one revision, in pages."""
         objects: list[KeyValue] = []
-        request = RangeRequest(key=prefix, range_end=range_end(prefix), limit=self.load.options.page)
+        request = RangeRequest(key=prefix, range_end=end_of_prefix(prefix), limit=self.load.options.page)
         while True:
             page = self.client.range(request, "Range (list)")
             objects += page.kvs

@@ -14,11 +14,12 @@ from locust.env import Environment
 
 from kvorum.pb.mvcc_pb2 import Event
 from kvorum.pb.rpc_pb2 import PutRequest
+from kvorum.ranges import end_of_prefix
 from loadtest.checks import AckedWrites, LeaseCheck, WatchCheck
 from loadtest.messages import stamped_value
 from loadtest.users.run import Run, define
 from loadtest.users.streams import KeepAliveStream, WatchStream
-from loadtest.users.user import EtcdUser, range_end
+from loadtest.users.user import EtcdUser
 
 
 class KeepAlives(Run):
@@ -81,7 +82,7 @@ class Holder(EtcdUser):
         listed = self.client.list(self._prefix)
         check = WatchCheck(self._prefix.decode(), listed.header.revision, listed.kvs, self._acked)
         watches = WatchStream(self.load, channel)
-        watches.watch("Watch event", self._prefix, range_end(self._prefix), check, on_event=self._on_event)
+        watches.watch("Watch event", self._prefix, end_of_prefix(self._prefix), check, on_event=self._on_event)
         return KeepAliveStream(self.load, channel, self._check, ttl_s), watches
 
     def _revoke(self, lease_id: int) -> None:

@@ -17,11 +17,12 @@ from locust.exception import StopUser
 
 from kvorum.pb.mvcc_pb2 import Event, KeyValue
 from kvorum.pb.rpc_pb2 import Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest
+from kvorum.ranges import end_of_prefix
 from loadtest.checks import AckedWrites, Fault, FaultKind, LeaseCheck, LockCheck, WatchCheck
 from loadtest.messages import stamped_value
 from loadtest.users.run import Run, define
 from loadtest.users.streams import KeepAliveStream, WatchStream
-from loadtest.users.user import EtcdUser, range_end
+from loadtest.users.user import EtcdUser
 
 _TTL_S = 60
 _RENEW_S = _TTL_S / 3
@@ -112,7 +113,7 @@ class Contender(EtcdUser):
             before = self.client.range(
                 RangeRequest(
                     key=prefix,
-                    range_end=range_end(prefix),
+                    range_end=end_of_prefix(prefix),
                     limit=1,
                     max_create_revision=create_revision - 1,
                     sort_order=RangeRequest.DESCEND,

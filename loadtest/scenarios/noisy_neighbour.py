@@ -20,11 +20,12 @@ from locust.env import Environment
 
 from kvorum.pb.mvcc_pb2 import Event, KeyValue
 from kvorum.pb.rpc_pb2 import PutRequest, RangeRequest
+from kvorum.ranges import end_of_prefix
 from loadtest.checks import AckedWrites, Fault, FaultKind, WatchCheck
 from loadtest.messages import stamped_value
 from loadtest.users.run import Run, define
 from loadtest.users.streams import WatchStream
-from loadtest.users.user import Client, EtcdUser, pace, range_end
+from loadtest.users.user import Client, EtcdUser, pace
 
 _KEYS = 20
 _NOISY = "noisy"
@@ -130,7 +131,7 @@ class Quiet(EtcdUser):
         check = WatchCheck(self._tenant, listed.header.revision, listed.kvs, load.acked[self._tenant])
         stream = WatchStream(load, self.client.channel)
         self._watched = stream.watch(
-            load.named("Watch event"), prefix, range_end(prefix), check, on_event=self._on_event
+            load.named("Watch event"), prefix, end_of_prefix(prefix), check, on_event=self._on_event
         )
         self._watching = True
 

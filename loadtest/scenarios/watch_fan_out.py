@@ -13,11 +13,12 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 
 from kvorum.pb.rpc_pb2 import PutRequest
+from kvorum.ranges import end_of_prefix
 from loadtest.checks import AckedWrites, WatchCheck
 from loadtest.messages import stamped_value
 from loadtest.users.run import Run, define
 from loadtest.users.streams import WatchStream
-from loadtest.users.user import Client, EtcdUser, range_end
+from loadtest.users.user import Client, EtcdUser
 
 
 class FanOut(Run):
@@ -72,7 +73,7 @@ class Watcher(EtcdUser):
         for number in range(load.options.watches):
             listed = self.client.list(load.prefix)
             check = WatchCheck(f"watch {number}", listed.header.revision, listed.kvs, load.acked)
-            stream.watch("Watch event", load.prefix, range_end(load.prefix), check)
+            stream.watch("Watch event", load.prefix, end_of_prefix(load.prefix), check)
         load.stopped.wait()
 
 

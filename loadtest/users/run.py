@@ -24,6 +24,7 @@ from locust.runners import MasterRunner
 from locust.stats import RequestStats
 
 from kvorum.pb.rpc_pb2 import DeleteRangeRequest, DeleteRangeResponse
+from kvorum.ranges import end_of_prefix
 from loadtest.checks import Expectation, Fault, FaultKind, RevisionFloor
 
 SETTLE_S = 30.0
@@ -172,7 +173,7 @@ class Run:
 
     def clean(self) -> None:
         """Removes the run's keys, of every tenant."""
-        end = self.prefix[:-1] + bytes([self.prefix[-1] + 1])
+        end = end_of_prefix(self.prefix)
         for channels in self._channels.values():
             delete = channels[0].unary_unary(
                 "/etcdserverpb.KV/DeleteRange",

@@ -25,6 +25,7 @@ from kvorum.pb.rpc_pb2 import (
     TxnRequest,
     TxnResponse,
 )
+from kvorum.ranges import end_of_prefix
 from loadtest.checks import AckedWrites
 from loadtest.users.run import CALL_TIMEOUT_S, CallError, Run, current
 
@@ -36,11 +37,6 @@ class _Reply(Protocol):
 
 
 Reply = TypeVar("Reply", bound=_Reply)
-
-
-def range_end(prefix: bytes) -> bytes:
-    """The end of the range of all keys that begin with `prefix`, which does not end with 0xff."""
-    return prefix[:-1] + bytes([prefix[-1] + 1])
 
 
 def _wrote(reply: TxnResponse) -> bool:
@@ -101,7 +97,7 @@ class Client:
 
     def list(self, prefix: bytes, name: str = "Range (list)") -> RangeResponse:
         """All that begins with `prefix`, at one revision."""
-        return self.range(RangeRequest(key=prefix, range_end=range_end(prefix)), name)
+        return self.range(RangeRequest(key=prefix, range_end=end_of_prefix(prefix)), name)
 
     def _call(
         self,

@@ -14,9 +14,12 @@ from google.protobuf.message import DecodeError
 from kvorum import errors
 from kvorum.errors import Code, Status, unmarshal_error
 from kvorum.pb.rpc_pb2 import WatchCreateRequest, WatchRequest
+from kvorum.ranges import FROM_KEY
 from kvorum.watch_replies import (
     CANCELED,
     CREATED,
+    DUPLICATE_ID,
+    EMPTY_RANGE,
     NO_WATCH,
     canceled_compacted,
     refused,
@@ -27,11 +30,6 @@ from node.front.member import WATCH, Head, admitted, needs_leader
 from node.front.watch_deliveries import Deliveries
 from node.front.watch_groups import NO_MARK, ClientWatch, Registration, Spec, State
 from node.watches import FRAGMENT, NODELETE, NOPUT, PREV
-
-DUPLICATE_ID: Final = "mvcc: duplicate watch ID provided on the WatchStream"
-EMPTY_RANGE: Final = "mvcc: watcher range is empty"
-
-FROM_KEY: Final = b"\0"
 
 MAX_PENDING: Final = 128
 MAX_PENDING_BYTES: Final = 1 << 20

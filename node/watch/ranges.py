@@ -9,23 +9,17 @@ from __future__ import annotations
 
 from typing import Final, Generic, TypeVar
 
+from kvorum.ranges import FROM_KEY
+
 T = TypeVar("T")
 
 Range = tuple[bytes, bytes]
 """(key, range_end) as in requests: no range_end is the single key, one zero byte is every key from `key` on."""
 
-FROM_KEY: Final = b"\0"
-
 CACHED_KEYS: Final = 4096
 """Matches are remembered for so many keys, then forgotten all at once."""
 
 CACHED_KEY_BYTES: Final = 512
-
-
-def contains(key_range: Range, key: bytes) -> bool:
-    """Whether a range holds a key."""
-    start, end = key_range
-    return key == start if not end else key >= start and (end == FROM_KEY or key < end)
 
 
 class _Node(Generic[T]):

@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
 
+from kvorum.ranges import covers, overlap
 from proxy.cache.shared import Shared
 
 CACHE_BYTES: Final = 64 << 20
@@ -39,9 +40,6 @@ MAX_NOTES: Final = 128
 
 MAX_ODD_RANGES: Final = 64
 """Kept entries whose range is neither one key nor a prefix: each costs a comparison with every key that is learnt."""
-
-FROM_KEY: Final = b"\0"
-"""The range end that means all keys from the first one on."""
 
 EntryKey = tuple[str, bytes, bytes]
 """(token, namespace, request as it came): who may see the reply, and to what."""
@@ -362,22 +360,6 @@ class RangeCache:
                     del self._prefix_lengths[length]
         else:
             del self._odd[entry.key]
-
-
-def covers(start: bytes, end: bytes, key: bytes) -> bool:
-    """Whether the range holds the key."""
-    if not end:
-        return key == start
-    return start <= key and (end == FROM_KEY or key < end)
-
-
-def overlap(start: bytes, end: bytes, other_start: bytes, other_end: bytes) -> bool:
-    """Whether two ranges have a key in common, or could."""
-    if not end:
-        return covers(other_start, other_end, start)
-    if not other_end:
-        return covers(start, end, other_start)
-    return (end == FROM_KEY or other_start < end) and (other_end == FROM_KEY or start < other_end)
 
 
 def is_prefix(start: bytes, end: bytes) -> bool:

@@ -19,7 +19,7 @@ from kvorum.pb.rpc_pb2 import (
     TxnRequest,
     TxnResponse,
 )
-from proxy.cache.range_cache import FROM_KEY
+from kvorum.ranges import FROM_KEY, end_of_prefix
 
 REVOKE: Final = b"REVOKE"
 """The value by which a writer asks the owner of a leasing key to give it up."""
@@ -46,7 +46,7 @@ class LeasingKeys:
     @property
     def end(self) -> bytes:
         """The end of their range."""
-        return prefix_end(self.start)
+        return end_of_prefix(self.start)
 
     def of(self, key: bytes) -> bytes:
         """The leasing key of a key, in the namespace both."""
@@ -65,12 +65,6 @@ class LeasingKeys:
     def is_one(self, key: bytes) -> bool:
         """Whether a key is a leasing key itself: those have no others."""
         return key.startswith(self.start)
-
-
-def prefix_end(prefix: bytes) -> bytes:
-    """The end of the range of all keys with this prefix."""
-    stem = prefix.rstrip(b"\xff")
-    return stem[:-1] + bytes([stem[-1] + 1]) if stem else FROM_KEY
 
 
 def created(leasing_key: bytes, result: Compare.CompareResult, revision: int, end: bytes = b"") -> Compare:

@@ -20,7 +20,7 @@ from typing import Final
 
 from kvorum.pb.mvcc_pb2 import KeyValue
 from kvorum.pb.rpc_pb2 import RangeResponse, ResponseHeader
-from proxy.cache.range_cache import covers
+from kvorum.ranges import covers
 
 MAX_OWNED: Final = 10_000
 """Keys owned at once; the one not read for the longest is given back for another."""

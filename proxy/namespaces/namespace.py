@@ -2,8 +2,7 @@
 
 from typing import Final
 
-FROM_KEY: Final = b"\0"
-"""The range end that means: every key from here on (P8)."""
+from kvorum.ranges import FROM_KEY, end_of_prefix
 
 
 class ForeignKeyError(AssertionError):
@@ -79,9 +78,3 @@ class Namespace:
         if range_end <= prefix or range_end == prefix + b"\0":  # at most the key that no name inside can be
             return None
         return start_inside or b"\0", range_end[size:]
-
-
-def end_of_prefix(prefix: bytes) -> bytes:
-    """The end of the range of all keys with a prefix (R20); FROM_KEY for one of 0xff bytes alone."""
-    cut = prefix.rstrip(b"\xff")
-    return cut[:-1] + bytes((cut[-1] + 1,)) if cut else FROM_KEY

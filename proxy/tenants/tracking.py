@@ -30,8 +30,8 @@ from kvorum.pb.rpc_pb2 import (
     WatchRequest,
     WatchResponse,
 )
+from kvorum.ranges import FROM_KEY
 from kvorum.wire.calls import Fields, UnaryDone
-from proxy.namespaces.namespace import FROM_KEY
 from proxy.namespaces.passage import Retry
 from proxy.paths import AUTHENTICATE, RANGE, WATCH
 from proxy.tenants.namespaces_file import Reader

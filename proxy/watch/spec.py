@@ -14,8 +14,6 @@ NOPUT: Final = 2
 NODELETE: Final = 4
 FRAGMENT: Final = 8
 
-FROM_KEY: Final = b"\0"
-
 _SHARED_FIELDS: Final = 4096
 
 

@@ -9,7 +9,18 @@ from google.protobuf.message import DecodeError
 from kvorum import errors
 from kvorum.errors import ApiError, Status
 from kvorum.pb.rpc_pb2 import WatchCreateRequest, WatchRequest, WatchResponse
-from kvorum.watch_replies import CANCELED, CREATED, NO_WATCH, canceled_compacted, refused, varint, watch_id_field
+from kvorum.ranges import FROM_KEY
+from kvorum.watch_replies import (
+    CANCELED,
+    CREATED,
+    DUPLICATE_ID,
+    EMPTY_RANGE,
+    NO_WATCH,
+    canceled,
+    canceled_compacted,
+    refused,
+    watch_id_field,
+)
 from kvorum.wire.routes import CancelReason
 from proxy.namespaces.namespace import Namespace
 from proxy.paths import WATCH
@@ -18,19 +29,14 @@ from proxy.watch.batch import header_field
 from proxy.watch.cohort import Cohort, Ids, Place, Wire
 from proxy.watch.group import Group
 from proxy.watch.session import Ask, Kind, Session
-from proxy.watch.spec import FROM_KEY, Spec, flags_of, id_field_of, refusal_text
+from proxy.watch.spec import Spec, flags_of, id_field_of, refusal_text
 
 if TYPE_CHECKING:
     from proxy.watch.service import WatchService
 
-DUPLICATE_ID: Final = "mvcc: duplicate watch ID provided on the WatchStream"
-EMPTY_RANGE: Final = "mvcc: watcher range is empty"
-
 MAX_PENDING: Final = 128
 MAX_PENDING_BYTES: Final = 1 << 20
 """Requests of one stream, and their bytes, that wait for their answer; at either the stream is not read any more."""
-
-_REASON: Final = b"\x32"
 
 
 class WatchStream:
@@ -285,9 +291,7 @@ class WatchStream:
             self.wire.send(canceled_compacted(header, id_field, reply.compact_revision))
         else:
             del self.watches[id_field]
-            text = reply.cancel_reason.encode()
-            reason = _REASON + varint(len(text)) + text if text else b""
-            self.wire.send(header + id_field + CANCELED + reason)
+            self.wire.send(canceled(header, id_field, reply.cancel_reason))
 
     # a stream that takes nothing now
 

@@ -22,6 +22,7 @@ from kvorum.pb.rpc_pb2 import (
     RangeRequest,
     StatusRequest,
 )
+from kvorum.ranges import end_of_prefix
 from loadtest import processes
 from loadtest.cluster import Cluster
 from loadtest.launcher import READY_TIMEOUT_S, Kind, Server, wait_until
@@ -62,7 +63,7 @@ def put_until_refused(api: Api, prefix: bytes, most: int = 3000) -> list[bytes]:
 
 
 def keys(api: Api, prefix: bytes) -> list[bytes]:
-    end = prefix[:-1] + bytes((prefix[-1] + 1,))
+    end = end_of_prefix(prefix)
     return [kv.key for kv in api(RangeRequest(key=prefix, range_end=end, keys_only=True)).kvs]
 
 

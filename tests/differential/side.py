@@ -19,6 +19,7 @@ from kvorum.pb.rpc_pb2 import (
     WatchRequest,
     WatchResponse,
 )
+from kvorum.ranges import end_of_prefix
 from loadtest.launcher import Kind, Server
 from tests.calls import Api, WatchStream
 from tests.differential.exceptions import EXCEPTIONS
@@ -55,7 +56,7 @@ class Side(Api):
     @property
     def end(self) -> bytes:
         """The end of the range of all this test's keys."""
-        return self.prefix[:-1] + bytes([self.prefix[-1] + 1])
+        return end_of_prefix(self.prefix)
 
     def put(self, name: bytes | str, value: bytes = b"", **fields: Any) -> PutResponse:
         return self(PutRequest(key=self.key(name), value=value, **fields))  # type: ignore[no-any-return]

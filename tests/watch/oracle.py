@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from kvorum.pb.mvcc_pb2 import Event, KeyValue
 from kvorum.pb.rpc_pb2 import WatchResponse
-from node.watch.ranges import contains
+from kvorum.ranges import covers
 from tests.watch.assembly import CLUSTER_ID, MEMBER_ID, TERM, Client, World
 
 
@@ -37,7 +37,7 @@ class Watch:
                 continue
             events = []
             for is_delete, key, kv, prev in changes:
-                if contains(self.key_range, key) and not (self.nodelete if is_delete else self.noput):
+                if covers(*self.key_range, key) and not (self.nodelete if is_delete else self.noput):
                     event = Event(type=Event.DELETE if is_delete else Event.PUT, kv=KeyValue.FromString(kv))
                     if self.prev_kv and prev is not None:
                         event.prev_kv.CopyFrom(KeyValue.FromString(prev))

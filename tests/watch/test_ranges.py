@@ -5,7 +5,8 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.watch.ranges import CACHED_KEYS, Range, RangeIndex, _Node, contains
+from kvorum.ranges import covers
+from node.watch.ranges import CACHED_KEYS, Range, RangeIndex, _Node
 
 keys = st.binary(max_size=3).map(lambda key: bytes(byte % 4 for byte in key) or b"\0")
 ends = st.one_of(st.just(b""), st.just(b"\0"), keys)
@@ -33,7 +34,7 @@ def test_match_finds_the_ranges_that_hold_a_key(steps: list[tuple[Range, bool]],
             index.add(key_range, key_range)
             there.add(key_range)
         for key in asked:
-            assert sorted(index.match(key)) == sorted(one for one in there if contains(one, key))
+            assert sorted(index.match(key)) == sorted(one for one in there if covers(*one, key))
     assert len(index) == len(there) == len(index.ranges())
     for key_range in there:
         assert index.get(key_range) == key_range

@@ -28,8 +28,9 @@ from kvorum.pb.rpc_pb2 import (
     TxnResponse,
     WatchResponse,
 )
+from kvorum.ranges import covers
 from proxy.cache.learning import Learner
-from proxy.cache.range_cache import MAX_AGE_S, RangeCache, covers
+from proxy.cache.range_cache import MAX_AGE_S, RangeCache
 from proxy.cache.shared import REGION_BYTES, Shared
 
 KEYS = (b"a", b"a/1", b"a/2", b"a/2/x", b"b", b"b/1", b"c")

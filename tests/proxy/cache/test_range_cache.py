@@ -7,7 +7,7 @@ import gc
 import pytest
 
 from proxy.cache import range_cache
-from proxy.cache.range_cache import CACHE_BYTES, MAX_AGE_S, MAX_NOTES, MAX_ODD_RANGES, RangeCache, overlap
+from proxy.cache.range_cache import CACHE_BYTES, MAX_AGE_S, MAX_NOTES, MAX_ODD_RANGES, RangeCache
 
 
 class Kept:
@@ -217,25 +217,6 @@ def test_figures(kept: Kept) -> None:
     figures = kept.cache.figures()
     assert figures["etcd_grpc_proxy_cache_hits_total"] == figures["etcd_grpc_proxy_cache_keys_total"] == 1
     assert figures["kvorum_grpc_proxy_cache_bytes"] == range_cache.ENTRY_BYTES + len(b"a" + b"reply")
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "common"),
-    [
-        ((b"a", b""), (b"a", b""), True),
-        ((b"a", b""), (b"b", b""), False),
-        ((b"a", b""), (b"a", b"b"), True),
-        ((b"b", b""), (b"a", b"b"), False),
-        ((b"a", b"c"), (b"b", b"d"), True),
-        ((b"a", b"b"), (b"b", b"d"), False),
-        ((b"a", b"b"), (b"\0", b"\0"), True),
-        ((b"x", b"\0"), (b"a", b"y"), True),
-        ((b"x", b"\0"), (b"a", b"x"), False),
-        ((b"x", b"\0"), (b"a", b"\0"), True),
-    ],
-)
-def test_overlap(one: tuple[bytes, bytes], other: tuple[bytes, bytes], common: bool) -> None:
-    assert overlap(*one, *other) is overlap(*other, *one) is common
 
 
 def test_the_core_makes_no_cyclic_garbage(kept: Kept) -> None:

@@ -25,7 +25,7 @@ from kvorum.pb.rpc_pb2 import (
     TxnResponse,
 )
 from proxy.leasing import ownership as ownership_module
-from proxy.leasing.guards import MAX_GUARDS, LeasingKeys, give_up, guarded, prefix_end, targets
+from proxy.leasing.guards import MAX_GUARDS, LeasingKeys, give_up, guarded, targets
 from proxy.leasing.ownership import BLOCKED_S, Ownership
 from proxy.leasing.session import MARGIN, TTL_S
 from proxy.paths import DELETE_RANGE, PUT, RANGE, TXN
@@ -370,7 +370,6 @@ def test_where_leasing_keys_are() -> None:
     assert plain.of_range(b"a", b"b") == (b"p/a", b"p/b")
     assert plain.of_range(b"a", b"\0") == (b"p/a", b"p0")
     assert inside.of_range(b"ns/a", b"ns0") == (b"ns/p/a", b"ns/p0")
-    assert prefix_end(b"a\xff") == b"b" and prefix_end(b"\xff") == b"\0"
 
 
 def test_a_transaction_of_many_keys_guards_their_whole_range() -> None:

@@ -4,32 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.namespaces.namespace import FROM_KEY, ForeignKeyError, Namespace, end_of_prefix
+from kvorum.ranges import FROM_KEY, covers
+from proxy.namespaces.namespace import ForeignKeyError, Namespace
 
 PREFIXES = st.sampled_from([b"t/", b"\0", b"\xff", b"\xff\xff", b"a\xff", b"a\xff\xff", b"aa"])
 FEW_BYTES = st.binary(max_size=4) | st.text("\0\1aA\xff", max_size=4).map(lambda text: text.encode("latin-1"))
-
-
-def covers(key: bytes, range_end: bytes, candidate: bytes) -> bool:
-    """The API's rule of ranges (P8)."""
-    if not range_end:
-        return candidate == key
-    return candidate >= key if range_end == FROM_KEY else key <= candidate < range_end
-
-
-@pytest.mark.parametrize(
-    ("prefix", "end"),
-    [
-        (b"t/", b"t0"),
-        (b"a\xff", b"b"),
-        (b"a\xff\xff", b"b"),
-        (b"\0", b"\1"),
-        (b"\xff", FROM_KEY),
-        (b"\xff\xff", FROM_KEY),
-    ],
-)
-def test_the_end_of_a_prefix(prefix: bytes, end: bytes) -> None:
-    assert end_of_prefix(prefix) == end
 
 
 @pytest.mark.parametrize(
