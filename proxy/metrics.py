@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from kvorum.errors import CODE_NAMES
-from kvorum.wire.routes import Route, StreamRoute
+from kvorum.wire.routes import Route
+from proxy.paths import HEALTH_WATCH, KEEP_ALIVE, OBSERVE, RANGE_STREAM, SNAPSHOT, WATCH
 
 Figures = dict[str, Any]
 
@@ -73,8 +74,8 @@ SERIES: Final[dict[str, Series]] = {
 }
 """Names, types and help of all that is published. The first five are gauges or counters as dashboards know them."""
 
-BIDIRECTIONAL: Final = ("/Watch", "/LeaseKeepAlive")
-SERVER_STREAMS: Final = ("/RangeStream", "/Snapshot", "/Observe", "Health/Watch")
+BIDIRECTIONAL: Final = frozenset({WATCH, KEEP_ALIVE})
+SERVER_STREAMS: Final = frozenset({RANGE_STREAM, SNAPSHOT, OBSERVE, HEALTH_WATCH})
 
 
 def add(one: Any, other: Any) -> Any:
@@ -100,7 +101,7 @@ def grpc_figures(routes: Mapping[str, Route]) -> Figures:
     """What the wire counts for each method."""
     started, handled, received, sent = [], [], [], []
     for path, route in routes.items():
-        labels = [_kind(path, route), route.service, route.method]
+        labels = [_kind(path), route.service, route.method]
         started.append([labels, route.started])
         received.append([labels, route.received])
         sent.append([labels, route.sent_messages])
@@ -115,9 +116,7 @@ def grpc_figures(routes: Mapping[str, Route]) -> Figures:
     }
 
 
-def _kind(path: str, route: Route) -> str:
-    if not isinstance(route, StreamRoute):
-        return "unary"
-    if path.endswith(SERVER_STREAMS):
+def _kind(path: str) -> str:
+    if path in SERVER_STREAMS:
         return "server_stream"
-    return "bidi_stream" if path.endswith(BIDIRECTIONAL) else "unary"
+    return "bidi_stream" if path in BIDIRECTIONAL else "unary"

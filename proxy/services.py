@@ -22,7 +22,6 @@ from proxy.cache.reads import CachedReads, LearningUpstream
 from proxy.cache.shared import open_shared
 from proxy.callers import Callers
 from proxy.calls import Relays
-from proxy.kv import KvService
 from proxy.lease.keep_alive import KeepAliveService
 from proxy.leasing.guards import LeasingKeys
 from proxy.leasing.way import LeasingWay
@@ -60,6 +59,7 @@ class PassThrough:
 
     def unary(self) -> dict[str, UnaryHandler]:
         passed = (
+            *paths.WRITES,
             *paths.LEASE,
             *paths.CLUSTER,
             *paths.MAINTENANCE,
@@ -71,7 +71,9 @@ class PassThrough:
         return calls.pass_through(self._upstream, self._callers, passed)
 
     def streams(self) -> dict[str, StreamOpen]:
-        return self._relays.of((paths.SNAPSHOT, paths.LOCK, paths.CAMPAIGN, paths.OBSERVE, paths.HEALTH_WATCH))
+        return self._relays.of(
+            (paths.RANGE_STREAM, paths.SNAPSHOT, paths.LOCK, paths.CAMPAIGN, paths.OBSERVE, paths.HEALTH_WATCH)
+        )
 
 
 class Services:
@@ -122,7 +124,7 @@ class Services:
         )
         services: list[Service] = [
             PassThrough(way, self.callers, self.relays),
-            KvService(way, self.callers, self.relays, reads),
+            reads,
             self.keep_alives,
             self.watches,
         ]

@@ -68,8 +68,8 @@ class ReplyStream(Protocol):
 UnaryHandler = Callable[["ServerConnection", int, Head, bytes], None]
 """(connection, stream id, head, message). Answers now or later by `connection.reply` or `connection.fail`."""
 
-StreamOpen = Callable[["ServerStream", Head], StreamHandler]
-"""Called when the request's headers have arrived. May already end the stream; then its result is not used."""
+StreamOpen = Callable[["ServerStream", Head], StreamHandler | None]
+"""Called when the request's headers have arrived. May already end the stream; then there need be no handler."""
 
 
 class Route:

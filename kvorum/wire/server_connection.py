@@ -325,6 +325,7 @@ class ServerConnection(Connection):
             stream.slot = self.shared.deadlines.add(stream, self, self.now, head.timeout_s)
         handler = route.open(stream, head)
         if stream.tail is None and not stream.local_closed:
+            assert handler is not None, "a stream that goes on has a handler"
             stream.handler = handler
             if end_stream:
                 stream.on_end_without_data(self)

@@ -23,8 +23,8 @@ from kvorum.pb.rpc_pb2 import (
     TxnResponse,
     WatchResponse,
 )
+from proxy import paths
 from proxy.cache.range_cache import RangeCache
-from proxy.paths import RANGE, RANGE_STREAM
 
 SERIALIZABLE: Final = b"8\x01"
 """The field `serializable`, true, as it is encoded in a RangeRequest."""
@@ -63,6 +63,15 @@ def is_serializable(request: bytes) -> bool:
         return RangeRequest.FromString(request).serializable
     except DecodeError:
         return False
+
+
+def serializable(message: bytes) -> bytes:
+    """The same RangeRequest, serializable, as clients encode it: fields in order."""
+    if lone_key(message) is not None:
+        return message + SERIALIZABLE
+    asked = RangeRequest.FromString(message)
+    asked.serializable = True
+    return asked.SerializeToString()
 
 
 def linearizable(request: bytes) -> bytes:
@@ -123,7 +132,7 @@ class Learner:
 
     def on_first_part(self, path: str, message: bytes) -> None:
         """The first reply on the stream of a call that has such."""
-        if path == RANGE_STREAM:
+        if path == paths.RANGE_STREAM:
             revision = RangeStreamResponse.FromString(message).range_response.header.revision
             self.cache.saw_range(b"\0", b"\0", revision)  # whatever was asked for
             self.cache.saw(revision)
@@ -153,7 +162,7 @@ class Learner:
     def on_failure(self, path: str, request: bytes, code: int, text: str) -> None:
         """A call ended with an error."""
         if code == errors.COMPACTED.code and text == errors.COMPACTED.message:
-            if path == RANGE:
+            if path == paths.RANGE:
                 self.cache.saw_compaction(RangeRequest.FromString(request).revision + 1)
         elif code not in NOT_DONE and path in LESSONS and self.cache.listens:
             loss = LOSSES.get(path)
@@ -185,6 +194,20 @@ class Learner:
 
     def txn(self, request: bytes, reply: bytes, revision: int) -> None:
         self._txn(TxnRequest.FromString(request), TxnResponse.FromString(reply), revision)
+
+    def _txn(self, request: TxnRequest, reply: TxnResponse, revision: int) -> None:
+        operations = request.success if reply.succeeded else request.failure
+        for operation, answer in zip(operations, reply.responses, strict=False):
+            match operation.WhichOneof("request"):
+                case "request_put":
+                    self.cache.saw_key(operation.request_put.key, revision)
+                case "request_delete_range":
+                    asked = operation.request_delete_range
+                    self.cache.saw_range(asked.key, asked.range_end, revision)
+                case "request_range" if operation.request_range.revision <= 0:
+                    self._saw_range(operation.request_range, answer.response_range, revision)
+                case "request_txn":
+                    self._txn(operation.request_txn, answer.response_txn, revision)
 
     def compact(self, request: bytes, _reply: bytes, _revision: int) -> None:
         self.cache.saw_compaction(CompactionRequest.FromString(request).revision)
@@ -219,54 +242,24 @@ class Learner:
         asked = DeleteRangeRequest.FromString(request)
         self.cache.lost_sight(asked.key, asked.range_end)
 
-    def _txn(self, request: TxnRequest, reply: TxnResponse, revision: int) -> None:
-        operations = request.success if reply.succeeded else request.failure
-        for operation, answer in zip(operations, reply.responses, strict=False):
-            match operation.WhichOneof("request"):
-                case "request_put":
-                    self.cache.saw_key(operation.request_put.key, revision)
-                case "request_delete_range":
-                    asked = operation.request_delete_range
-                    self.cache.saw_range(asked.key, asked.range_end, revision)
-                case "request_range" if operation.request_range.revision <= 0:
-                    self._saw_range(operation.request_range, answer.response_range, revision)
-                case "request_txn":
-                    self._txn(operation.request_txn, answer.response_txn, revision)
-
-
-def serializable(message: bytes) -> bytes:
-    """The same RangeRequest, serializable, as clients encode it: fields in order."""
-    if lone_key(message) is not None:
-        return message + SERIALIZABLE
-    asked = RangeRequest.FromString(message)
-    asked.serializable = True
-    return asked.SerializeToString()
-
-
-_KV: Final = "/etcdserverpb.KV/"
-_AUTH: Final = "/etcdserverpb.Auth/"
-_CHANGES_OF_PERMISSIONS: Final = (
-    *("AuthEnable", "AuthDisable", "UserAdd", "UserDelete", "UserChangePassword", "UserGrantRole", "UserRevokeRole"),
-    *("RoleAdd", "RoleDelete", "RoleGrantPermission", "RoleRevokePermission"),
-)
 
 LESSONS: Final[dict[str, Callable[[Learner, bytes, bytes, int], None]]] = {
-    _KV + "Put": Learner.put,
-    _KV + "DeleteRange": Learner.delete_range,
-    _KV + "Txn": Learner.txn,
-    _KV + "Compact": Learner.compact,
-    "/etcdserverpb.Lease/LeaseRevoke": Learner.revoke,
-    "/v3lockpb.Lock/Lock": Learner.lock,
-    "/v3lockpb.Lock/Unlock": Learner.unlock,
-    "/v3electionpb.Election/Campaign": Learner.campaign,
-    "/v3electionpb.Election/Proclaim": Learner.proclaim,
-    "/v3electionpb.Election/Resign": Learner.resign,
-    **{_AUTH + name: Learner.permissions for name in _CHANGES_OF_PERMISSIONS},
+    paths.PUT: Learner.put,
+    paths.DELETE_RANGE: Learner.delete_range,
+    paths.TXN: Learner.txn,
+    paths.COMPACT: Learner.compact,
+    paths.LEASE_REVOKE: Learner.revoke,
+    paths.LOCK: Learner.lock,
+    paths.UNLOCK: Learner.unlock,
+    paths.CAMPAIGN: Learner.campaign,
+    paths.PROCLAIM: Learner.proclaim,
+    paths.RESIGN: Learner.resign,
+    **dict.fromkeys(paths.PERMISSION_CHANGES, Learner.permissions),
 }
 """What the cache is told of the answers to calls, by path: (request, reply, revision)."""
 
 LOSSES: Final[dict[str, Callable[[Learner, bytes], None]]] = {
-    _KV + "Put": Learner.lost_put,
-    _KV + "DeleteRange": Learner.lost_delete,
+    paths.PUT: Learner.lost_put,
+    paths.DELETE_RANGE: Learner.lost_delete,
 }
 """What is no longer known after a write that may have been done; for the others that is everything."""

@@ -11,7 +11,7 @@ from kvorum.wire import grpc
 from kvorum.wire.calls import CallHandler, ClientStream, Fields, UnaryDone
 from kvorum.wire.client import GivenMetadata
 from kvorum.wire.head import Head
-from kvorum.wire.routes import UnaryHandler
+from kvorum.wire.routes import StreamOpen, UnaryHandler
 from kvorum.wire.server_connection import ServerConnection
 from proxy import calls
 from proxy.cache.learning import LESSONS, Learner, header_revision, linearizable
@@ -140,6 +140,10 @@ class CachedReads:
     def unary(self) -> dict[str, UnaryHandler]:
         """The handler, by path."""
         return {RANGE: self._handle}
+
+    def streams(self) -> dict[str, StreamOpen]:
+        """RangeStream is not answered from the cache."""
+        return {}
 
     def _handle(self, connection: ServerConnection, stream_id: int, head: Head, message: bytes) -> None:
         learner = self._learner

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from google.protobuf.message import DecodeError
 
@@ -18,7 +18,7 @@ from kvorum import errors
 from kvorum.errors import ApiError, Code, Status, unmarshal_error
 from kvorum.pb.rpc_pb2 import LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseRevokeRequest
 from kvorum.wire import grpc
-from kvorum.wire.calls import Fields, UnaryDone
+from kvorum.wire.calls import ClientStream, Fields, UnaryDone
 from kvorum.wire.client import GivenMetadata
 from kvorum.wire.head import Head
 from kvorum.wire.routes import CancelReason, StreamHandler, StreamOpen, UnaryHandler
@@ -28,7 +28,7 @@ from proxy.callers import Caller, Callers
 from proxy.lease.renewals import Renewals
 from proxy.paths import KEEP_ALIVE, LEASE_REVOKE
 from proxy.upstream.upstream import Ticket
-from proxy.upstream.way import Timer, Way
+from proxy.upstream.way import CallLater, CallSoon, Timer, Way
 
 MAX_PENDING: Final = 1024
 """Keep-alives of one client stream that wait for their answer; beyond that the stream is not read."""
@@ -135,7 +135,7 @@ class _Source:
         self.clients: dict[int, KeepAliveStream] = {}
         self.metadata = caller.metadata
         self._wants_leader = caller.hasleader
-        self._stream: Any = None
+        self._stream: ClientStream | None = None
         self._flush_armed = False
         self._pause_s = 0.0
         self._pause: Timer | None = None
@@ -224,8 +224,8 @@ class _Source:
 
     # For the upstream stream.
 
-    def answer(self, stream: Any, message: bytes) -> None:
-        if stream is not self._stream:
+    def answer(self, stream: ClientStream | None, message: bytes) -> None:
+        if stream is None or stream is not self._stream:
             return
         try:
             asks = self.renewals.answered(LeaseKeepAliveResponse.FromString(message))
@@ -242,7 +242,7 @@ class _Source:
             self.wake()
         self._arm()
 
-    def ended(self, stream: Any, code: int, text: str) -> None:
+    def ended(self, stream: ClientStream | None, code: int, text: str) -> None:
         if stream is not self._stream:
             return
         self._stream = None
@@ -275,7 +275,7 @@ class _Answers:
 
     def __init__(self, source: _Source) -> None:
         self._source = source
-        self.stream: Any = None
+        self.stream: ClientStream | None = None
 
     def on_message(self, message: bytes) -> None:
         self._source.answer(self.stream, message)
@@ -286,18 +286,6 @@ class _Answers:
 
     def on_writable(self) -> None:
         self._source.wake()
-
-
-class _Refused:
-    """The handler of a stream that was ended as it was opened."""
-
-    def on_message(self, _message: bytes) -> None: ...
-
-    def on_half_close(self) -> None: ...
-
-    def on_cancel(self, _reason: CancelReason) -> None: ...
-
-    def on_writable(self) -> None: ...
 
 
 class KeepAliveService:
@@ -312,8 +300,8 @@ class KeepAliveService:
         callers: Callers,
         *,
         now: Callable[[], float],
-        call_soon: Callable[[Callable[[], None]], object],
-        call_later: Callable[[float, Callable[[], None]], Timer],
+        call_soon: CallSoon,
+        call_later: CallLater,
     ) -> None:
         self.upstream = upstream
         self.now = now
@@ -352,12 +340,12 @@ class KeepAliveService:
         if self._sources.get(source.metadata) is source:
             del self._sources[source.metadata]
 
-    def _open(self, stream: ServerStream, head: Head) -> StreamHandler:
+    def _open(self, stream: ServerStream, head: Head) -> StreamHandler | None:
         try:
             caller = self._callers.resolve(stream.connection, head)
         except ApiError as error:
             stream.end(*error.status)
-            return _Refused()
+            return None
         source = self._sources.get(caller.metadata)
         if source is None:
             source = self._sources[caller.metadata] = _Source(self, caller)

@@ -28,7 +28,7 @@ from kvorum.wire.calls import ClientStream
 from proxy.leasing.guards import LeasingKeys
 from proxy.leasing.ownership import Ownership
 from proxy.paths import KEEP_ALIVE, LEASE_GRANT, LEASE_REVOKE, WATCH
-from proxy.upstream.way import Timer, Way
+from proxy.upstream.way import CallLater, Timer, Way
 
 TTL_S: Final = 15
 """Of the session's lease. When a proxy dies, writers elsewhere wait for so long for what it owned."""
@@ -54,7 +54,7 @@ class Session:
         on_event: Callable[[Event], None],
         *,
         now: Callable[[], float],
-        call_later: Callable[[float, Callable[[], None]], Timer],
+        call_later: CallLater,
         logger: Logger,
     ) -> None:
         self._upstream = upstream

@@ -27,7 +27,7 @@ from proxy.leasing.ownership import BLOCKED_S, Ownership, reply_of
 from proxy.leasing.session import Session
 from proxy.paths import DELETE_RANGE, PUT, RANGE, TXN
 from proxy.upstream.upstream import Ticket, encode
-from proxy.upstream.way import Timer, Way
+from proxy.upstream.way import CallLater, Timer, Way
 
 ASK_AGAIN_S: Final = 1.0
 """A writer that waits for an owner asks again after this."""
@@ -59,7 +59,7 @@ class LeasingWay:
         leasing: LeasingKeys,
         *,
         now: Callable[[], float],
-        call_later: Callable[[float, Callable[[], None]], Timer],
+        call_later: CallLater,
         logger: Logger,
     ) -> None:
         self.upstream = upstream

@@ -1,6 +1,6 @@
 """Calls through a namespace: a request's bytes to those for the server, a reply's bytes to those for the caller.
 
-    outwards = UNARY["/etcdserverpb.KV/Put"]
+    outwards = UNARY[paths.PUT]
     message, strip = outwards(namespace, message)      # ApiError: it is no such message
     reply = strip(namespace, reply) if strip else reply
 
@@ -39,6 +39,7 @@ from kvorum.pb.rpc_pb2 import (
     TxnRequest,
     TxnResponse,
 )
+from proxy import paths
 from proxy.namespaces import auth, kv, lease, locks
 from proxy.namespaces.namespace import Namespace
 
@@ -110,37 +111,33 @@ strip_delete_range: Final = _stripped(DeleteRangeResponse, kv.strip_delete_range
 strip_txn: Final = _stripped(TxnResponse, kv.strip_txn)
 _strip_leader: Final = _stripped(LeaderResponse, locks.strip_leader)
 
-_ROLE: Final = "/etcdserverpb.Auth/Role"
-
 UNARY: Final[dict[str, Outwards]] = {
-    "/etcdserverpb.KV/Range": _call(RangeRequest, kv.prefix_range, strip_range, lambda range_: not range_.count_only),
-    "/etcdserverpb.KV/Put": _call(PutRequest, kv.prefix_put, strip_put, lambda put: put.prev_kv),
-    "/etcdserverpb.KV/DeleteRange": _call(
+    paths.RANGE: _call(RangeRequest, kv.prefix_range, strip_range, lambda range_: not range_.count_only),
+    paths.PUT: _call(PutRequest, kv.prefix_put, strip_put, lambda put: put.prev_kv),
+    paths.DELETE_RANGE: _call(
         DeleteRangeRequest, kv.prefix_delete_range, strip_delete_range, lambda delete: delete.prev_kv
     ),
-    "/etcdserverpb.KV/Txn": _call(TxnRequest, kv.prefix_txn, strip_txn, kv.shows_keys),
-    "/etcdserverpb.Lease/LeaseTimeToLive": _call(
+    paths.TXN: _call(TxnRequest, kv.prefix_txn, strip_txn, kv.shows_keys),
+    paths.TIME_TO_LIVE: _call(
         LeaseTimeToLiveRequest,
         _names_no_key,
         _stripped(LeaseTimeToLiveResponse, lease.strip_time_to_live),
         lambda ask: ask.keys,
     ),
-    _ROLE + "GrantPermission": _call(AuthRoleGrantPermissionRequest, auth.prefix_grant),
-    _ROLE + "RevokePermission": _call(AuthRoleRevokePermissionRequest, auth.prefix_revoke),
-    _ROLE + "Get": _call(AuthRoleGetRequest, _names_no_key, _stripped(AuthRoleGetResponse, auth.strip_role)),
-    "/v3lockpb.Lock/Lock": _call(LockRequest, locks.prefix_lock, _stripped(LockResponse, locks.strip_lock)),
-    "/v3lockpb.Lock/Unlock": _call(UnlockRequest, locks.prefix_unlock),
-    "/v3electionpb.Election/Campaign": _call(
-        CampaignRequest, locks.prefix_campaign, _stripped(CampaignResponse, locks.strip_campaign)
-    ),
-    "/v3electionpb.Election/Proclaim": _call(ProclaimRequest, locks.prefix_proclaim),
-    "/v3electionpb.Election/Leader": _call(LeaderRequest, locks.prefix_leader, _strip_leader),
-    "/v3electionpb.Election/Resign": _call(ResignRequest, locks.prefix_resign),
+    paths.ROLE_GRANT_PERMISSION: _call(AuthRoleGrantPermissionRequest, auth.prefix_grant),
+    paths.ROLE_REVOKE_PERMISSION: _call(AuthRoleRevokePermissionRequest, auth.prefix_revoke),
+    paths.ROLE_GET: _call(AuthRoleGetRequest, _names_no_key, _stripped(AuthRoleGetResponse, auth.strip_role)),
+    paths.LOCK: _call(LockRequest, locks.prefix_lock, _stripped(LockResponse, locks.strip_lock)),
+    paths.UNLOCK: _call(UnlockRequest, locks.prefix_unlock),
+    paths.CAMPAIGN: _call(CampaignRequest, locks.prefix_campaign, _stripped(CampaignResponse, locks.strip_campaign)),
+    paths.PROCLAIM: _call(ProclaimRequest, locks.prefix_proclaim),
+    paths.LEADER: _call(LeaderRequest, locks.prefix_leader, _strip_leader),
+    paths.RESIGN: _call(ResignRequest, locks.prefix_resign),
 }
 """The unary methods that carry keys, by path."""
 
 SERVER_STREAMS: Final[dict[str, Outwards]] = {
-    "/etcdserverpb.KV/RangeStream": _call(RangeRequest, kv.prefix_range, strip_range_stream),
-    "/v3electionpb.Election/Observe": _call(LeaderRequest, locks.prefix_leader, _strip_leader),
+    paths.RANGE_STREAM: _call(RangeRequest, kv.prefix_range, strip_range_stream),
+    paths.OBSERVE: _call(LeaderRequest, locks.prefix_leader, _strip_leader),
 }
 """The methods with one request and a stream of replies, each of which goes through what `Outwards` says."""

@@ -11,34 +11,33 @@ from kvorum.errors import ApiError, Code, Status, unmarshal_error
 from kvorum.pb.election_pb2 import CampaignRequest, ProclaimRequest
 from kvorum.pb.lock_pb2 import LockRequest
 from kvorum.pb.rpc_pb2 import AlarmRequest, CompactionResponse
+from proxy import paths
 from proxy.namespaces.calls import StripReply
 from proxy.namespaces.namespace import Namespace
 from proxy.namespaces.passage import OUTWARDS, Later, Passage, Retry
-from proxy.paths import ALARM, AUTHENTICATE, LEASE_REVOKE, PUT, TXN
+from proxy.paths import ALARM
 from proxy.tenants.namespaces_file import TenantEntry
 from proxy.tenants.rate import TokenBucket
 from proxy.tenants.shares import OwnShare, Share
 from proxy.tenants.usage import Growth, Usage
 
-HEALTH: Final = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"})
-OPEN: Final = HEALTH | {AUTHENTICATE}
+OPEN: Final = frozenset({paths.HEALTH_CHECK, paths.HEALTH_WATCH, paths.AUTHENTICATE})
 """What everybody may call, also who is no tenant."""
-
 
 ALLOWED: Final = frozenset(
     {
         *OUTWARDS,
         *OPEN,
-        "/etcdserverpb.Watch/Watch",
-        "/etcdserverpb.Lease/LeaseGrant",
-        "/etcdserverpb.Lease/LeaseKeepAlive",
-        LEASE_REVOKE,  # of leases that hold no key of others
-        "/etcdserverpb.Cluster/MemberList",
-        "/etcdserverpb.Maintenance/Status",
+        paths.WATCH,
+        paths.LEASE_GRANT,
+        paths.KEEP_ALIVE,
+        paths.LEASE_REVOKE,  # of leases that hold no key of others
+        paths.MEMBER_LIST,
+        paths.STATUS,
         ALARM,  # to see them
-        "/etcdserverpb.Auth/AuthStatus",
+        paths.AUTH_STATUS,
     }
-) - {f"/etcdserverpb.Auth/Role{name}" for name in ("Get", "GrantPermission", "RevokePermission")}
+) - {paths.ROLE_GET, paths.ROLE_GRANT_PERMISSION, paths.ROLE_REVOKE_PERMISSION}
 """What a tenant may call. The rest reads or changes what belongs to all: Compact, members, users and roles, the whole
 store, defragmentation, the lists of all leases."""
 
@@ -66,11 +65,11 @@ def _growth_of_proclaim(usage: Usage, request: ProclaimRequest) -> Growth:
 
 
 _GROWTH: Final[dict[str, Callable[[Usage, Any], Growth]]] = {
-    PUT: Usage.growth_of_put,
-    TXN: Usage.growth_of_txn,
-    "/v3lockpb.Lock/Lock": _growth_of_lock,
-    "/v3electionpb.Election/Campaign": _growth_of_campaign,
-    "/v3electionpb.Election/Proclaim": _growth_of_proclaim,
+    paths.PUT: Usage.growth_of_put,
+    paths.TXN: Usage.growth_of_txn,
+    paths.LOCK: _growth_of_lock,
+    paths.CAMPAIGN: _growth_of_campaign,
+    paths.PROCLAIM: _growth_of_proclaim,
 }
 """What the calls that store something add, by path."""
 

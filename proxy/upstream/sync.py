@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Final
 
 from kvorum.log import Logger
 from kvorum.pb.rpc_pb2 import Member, MemberListRequest, MemberListResponse
+from proxy.paths import MEMBER_LIST
 from proxy.upstream.endpoints import Endpoint, parse_endpoint
 from proxy.upstream.upstream import Upstream
 
-MEMBER_LIST = "/etcdserverpb.Cluster/MemberList"
-REQUEST = MemberListRequest(linearizable=True).SerializeToString()
+REQUEST: Final = MemberListRequest(linearizable=True).SerializeToString()
 
 
 def endpoints_of(members: Sequence[Member]) -> tuple[Endpoint, ...]:

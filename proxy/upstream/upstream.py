@@ -19,32 +19,21 @@ from kvorum.wire import grpc
 from kvorum.wire.calls import CallHandler, ClientStream, Fields, UnaryClientCall, UnaryDone
 from kvorum.wire.client import Channel, ConnectionCheck, GivenMetadata
 from kvorum.wire.limits import ClientLimits
+from proxy import paths
 from proxy.upstream.endpoints import Endpoint, Endpoints, Health
 
 REPEATABLE: Final = frozenset(
     {
-        "/etcdserverpb.KV/Range",
-        "/etcdserverpb.Lease/LeaseTimeToLive",
-        "/etcdserverpb.Lease/LeaseLeases",
-        "/etcdserverpb.Cluster/MemberList",
-        "/etcdserverpb.Maintenance/Status",
-        "/etcdserverpb.Maintenance/Hash",
-        "/etcdserverpb.Maintenance/HashKV",
-        "/etcdserverpb.Auth/AuthStatus",
-        "/etcdserverpb.Auth/Authenticate",
-        "/etcdserverpb.Auth/UserGet",
-        "/etcdserverpb.Auth/UserList",
-        "/etcdserverpb.Auth/RoleGet",
-        "/etcdserverpb.Auth/RoleList",
-        "/v3electionpb.Election/Leader",
-        "/grpc.health.v1.Health/Check",
+        *(paths.RANGE, paths.TIME_TO_LIVE, paths.LEASE_LEASES, paths.MEMBER_LIST),
+        *(paths.STATUS, paths.HASH, paths.HASH_KV),
+        *(paths.AUTH_STATUS, paths.AUTHENTICATE, paths.USER_GET, paths.USER_LIST, paths.ROLE_GET, paths.ROLE_LIST),
+        *(paths.LEADER, paths.HEALTH_CHECK),
     }
 )
 """Calls that change nothing."""
 
 PATIENCE_S: Final = 7.0
 """How long a call without an answer is tried again: as long as a member waits for its cluster (P12)."""
-
 
 SAY_AGAIN_S: Final = 10.0
 """Between two lines that say of one endpoint, with the same reason, that it cannot be reached."""

@@ -17,7 +17,9 @@ class Timer(Protocol):
         """It will not come."""
 
 
+CallSoon = Callable[[Callable[[], None]], object]
 CallLater = Callable[[float, Callable[[], None]], Timer]
+"""A loop's methods."""
 
 
 class UnaryCalls(Protocol):

@@ -11,7 +11,7 @@ from kvorum.wire.routes import StreamHandler, StreamOpen, UnaryHandler
 from proxy.namespaces.namespace import Namespace
 from proxy.paths import WATCH
 from proxy.tenants.tenant import Tenant
-from proxy.upstream.way import Timer
+from proxy.upstream.way import CallLater, CallSoon
 from proxy.watch.session import Session, Shared, Upstream
 from proxy.watch.stream import WatchStream
 
@@ -43,8 +43,8 @@ class WatchService:
         upstream: ChangingUpstream,
         resolve: Callable[[Any, Any], Caller],
         *,
-        call_soon: Callable[[Callable[[], None]], object],
-        call_later: Callable[[float, Callable[[], None]], Timer],
+        call_soon: CallSoon,
+        call_later: CallLater,
         now: Callable[[], float],
     ) -> None:
         self.shared = Shared(upstream, call_soon, call_later, now)
@@ -61,13 +61,13 @@ class WatchService:
         """Handlers of streams by path."""
         return {WATCH: self.open}
 
-    def open(self, wire: Any, head: Any) -> StreamHandler:
+    def open(self, wire: Any, head: Any) -> StreamHandler | None:
         """The wire's opener."""
         try:
             caller = self._resolve(wire.connection, head)
         except ApiError as error:
             wire.end(*error.status)
-            return _Refused()
+            return None
         session = self._sessions.get(caller.metadata)
         if session is None:
             session = self._sessions[caller.metadata] = Session(self.shared, caller.metadata)
@@ -115,15 +115,3 @@ class WatchService:
             "etcd_grpc_proxy_watchers_coalescing_total": max(0, self.shared.watches - self.upstream_watches),
             "etcd_grpc_proxy_events_coalescing_total": self.shared.events_coalesced,
         }
-
-
-class _Refused:
-    """The handler of a stream that was ended as it was opened."""
-
-    def on_message(self, message: bytes) -> None: ...
-
-    def on_half_close(self) -> None: ...
-
-    def on_cancel(self, reason: object) -> None: ...
-
-    def on_writable(self) -> None: ...

@@ -27,9 +27,9 @@ from kvorum.pb.rpc_pb2 import (
     TxnRequest,
     TxnResponse,
 )
-from kvorum.wire.calls import CallHandler, Fields, UnaryDone
+from kvorum.wire.calls import CallHandler, Fields
 from proxy.paths import STATUS, TXN, WATCH
-from proxy.upstream.way import Timer
+from proxy.upstream.way import CallLater, CallSoon, Timer, UnaryCalls
 from proxy.watch.batch import header_field
 from proxy.watch.cohort import Cohort
 from proxy.watch.group import ALL_KEPT_BYTES, Group
@@ -76,12 +76,8 @@ REFUSALS: Final = frozenset(
 Range = tuple[bytes, bytes]
 
 
-class Upstream(Protocol):
+class Upstream(UnaryCalls, Protocol):
     """What is used of the way to the cluster."""
-
-    def call(
-        self, path: str, message: bytes, done: UnaryDone, metadata: Fields, timeout_s: float | None, /
-    ) -> object: ...
 
     def open(self, path: str, handler: CallHandler, metadata: Fields, /) -> UpstreamStream: ...
 
@@ -92,8 +88,8 @@ class Shared:
     def __init__(
         self,
         upstream: Upstream,
-        call_soon: Callable[[Callable[[], None]], object],
-        call_later: Callable[[float, Callable[[], None]], Timer],
+        call_soon: CallSoon,
+        call_later: CallLater,
         now: Callable[[], float],
     ) -> None:
         self.upstream = upstream

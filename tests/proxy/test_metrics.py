@@ -5,7 +5,7 @@ import gc
 from kvorum.errors import Code
 from kvorum.wire.routes import StreamRoute, UnaryRoute
 from proxy import metrics
-from proxy.metrics import BIDIRECTIONAL, SERIES, add, grpc_figures, total
+from proxy.metrics import SERIES, add, grpc_figures, total
 from proxy.metrics_page import render
 
 
@@ -33,7 +33,6 @@ def test_what_the_wire_counts() -> None:
         [[*labels, "Code(99)"], 1],
     ]
     assert figures["grpc_server_msg_sent_total"] == [[labels, 3], [stream_labels, 7]]
-    assert "/Watch" in BIDIRECTIONAL
 
 
 def test_the_page_has_the_names_that_dashboards_know() -> None:

@@ -126,7 +126,7 @@ class Incoming:
             if not any(sender == receiver.sender for sender, _ in self._streams):
                 self.receivers.on_gone(receiver.sender)
 
-    def _open(self, stream: ServerStream, head: Head, kind: type[Receiver]) -> StreamHandler:
+    def _open(self, stream: ServerStream, head: Head, kind: type[Receiver]) -> StreamHandler | None:
         receivers = self.receivers
         try:
             sender = receivers.identity.sender(head.metadata, receivers.removed)
@@ -140,7 +140,7 @@ class Incoming:
             peer = stream.connection.peer
             receivers.say(Level.WARN, 0, "refused a stream of another member", address=peer, error=refused.text)
             stream.end(refused.code, refused.text)
-            return _Refused()
+            return None
         before = self._streams.get((sender, head.path))
         if before is not None:
             before.end(Code.ABORTED, "the member has opened another stream")
@@ -225,22 +225,6 @@ class ForwardReceiver(Receiver):
     def on_message(self, message: bytes) -> None:
         self._counts.bytes += len(message)
         self._incoming.receivers.on_forward(self.sender, message)
-
-
-class _Refused:
-    """The handler of a stream that was ended at once: it is never called."""
-
-    def on_message(self, message: bytes) -> None:
-        raise AssertionError
-
-    def on_half_close(self) -> None:
-        raise AssertionError
-
-    def on_cancel(self, reason: CancelReason) -> None:
-        raise AssertionError
-
-    def on_writable(self) -> None:
-        raise AssertionError
 
 
 def _probed(connection: ServerConnection, stream_id: int, head: Head, message: bytes) -> None:

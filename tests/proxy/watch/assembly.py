@@ -116,7 +116,15 @@ class FakeUpstream:
         self.opened = 0
         self.refusing: deque[UpstreamEnd] = deque()
 
-    def call(self, path: str, message: bytes, done: UnaryDone, metadata: Fields, timeout_s: float | None) -> None:
+    def call(
+        self,
+        path: str,
+        message: bytes,
+        done: UnaryDone,
+        metadata: Fields | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        assert metadata is not None
         self.calls.append(Call(path, message, done, metadata))
 
     def open(self, path: str, handler: CallHandler, metadata: Fields) -> UpstreamEnd:

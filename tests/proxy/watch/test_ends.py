@@ -178,11 +178,8 @@ def test_a_caller_that_nobody_knows_is_refused() -> None:
         world.upstream, refuse, call_soon=world.soon.append, call_later=world.call_later, now=lambda: 0.0
     )
     client = ProxyClient(1000)
-    handler = service.open(client, Head())
+    assert service.open(client, Head()) is None
     assert client.status == tuple(errors.PERMISSION_DENIED)
-    handler.on_message(b"")
-    handler.on_half_close()
-    handler.on_writable()
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ class SenderUnderTest:
         given = Identity(CLUSTER, sender).metadata(FOLLOWER) if metadata is None else metadata
         head: Any = Head.__new__(Head)
         head.metadata = {name: (value,) for name, value in given.items()}
-        open_stream: Callable[[Any, Head], StreamHandler] = under_test.receiver.routes["/kvorum.Peer/Snapshot"]
+        open_stream: Callable[[Any, Head], StreamHandler | None] = under_test.receiver.routes["/kvorum.Peer/Snapshot"]
         self.stream.handler = open_stream(self.stream, head)
 
     @property
