@@ -1,7 +1,6 @@
 """The command line of `gateway`: flags to a `Config`, and how the process ends."""
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -12,50 +11,25 @@ from click.core import ParameterSource
 from gateway.config import DEFAULT_RETRY_DELAY_S, Config, StartFailed
 from kvorum import go_flags
 from kvorum.durations import format_duration
-from kvorum.go_flags import BOOL, DURATION, EXIT_FAILED
+from kvorum.endings import die_by
+from kvorum.go_flags import EXIT_FAILED, HELP, Command, duration, string, strings, switch
 from kvorum.log import Logger, LogSettings
 from kvorum.urls import quote
 
-_HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
-
-@click.group(name="gateway", context_settings=_HELP, options_metavar="")
+@click.group(name="gateway", context_settings=HELP, options_metavar="")
 def gateway() -> None:
     """The TCP gateway: passes connections on to the members of a cluster, byte for byte."""
 
 
-@gateway.command(cls=go_flags.Command, context_settings=_HELP)
-@click.option("--listen-addr", default="127.0.0.1:23790", show_default=True, metavar="string", help="Listen address.")
-@go_flags.strings(
-    "--endpoints", ("127.0.0.1:2379",), "Comma separated endpoints of the cluster: host:port, http:// or https:// cut."
-)
-@click.option(
-    "--discovery-srv", default="", metavar="string", help="DNS domain whose SRV records name the endpoints instead."
-)
-@click.option(
-    "--discovery-srv-name", default="", metavar="string", help="Suffix of the SRV services' names: etcd-client-NAME."
-)
-@click.option(
-    "--insecure-discovery",
-    type=BOOL,
-    default=False,
-    metavar="",
-    help="Take SRV records as they are: those of endpoints without TLS, too, and unchecked.",
-)
-@click.option(
-    "--trusted-ca-file",
-    default="",
-    metavar="string",
-    help="Certificates of the authorities that must have signed the certificates of discovered endpoints.",
-)
-@click.option(
-    "--retry-delay",
-    type=DURATION,
-    default="1m0s",
-    show_default=True,
-    metavar="duration",
-    help="Time between attempts to reach an endpoint that failed; 0 means 5m.",
-)
+@gateway.command(cls=Command, context_settings=HELP)
+@string("--listen-addr", "127.0.0.1:23790", "Where clients connect to: host:port.")
+@strings("--endpoints", ["127.0.0.1:2379"], "The members, comma separated: host:port; http:// or https:// is cut.")
+@string("--discovery-srv", "", "DNS domain whose SRV records name the members, instead of --endpoints.")
+@string("--discovery-srv-name", "", "Suffix of the names of the services in DNS.")
+@switch("--insecure-discovery", "Take SRV records as they are: those of endpoints without TLS, too, and unchecked.")
+@string("--trusted-ca-file", "", "Authorities (PEM) that the certificates of discovered endpoints must come from.")
+@duration("--retry-delay", "1m0s", "Time between attempts to reach an endpoint that failed; 0: 5m.")
 @click.argument("ignored", nargs=-1, metavar="")
 @click.pass_context
 def start(
@@ -95,9 +69,7 @@ def start(
     except StartFailed as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_FAILED
-    if os.getpid() != 1:  # as pid 1 it would not be ended by a signal
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+    die_by(number)
     return 0
 
 

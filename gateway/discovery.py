@@ -1,15 +1,14 @@
 """Endpoints from the SRV records of a DNS domain (--discovery-srv; RFC 2782).
 
-`_etcd-client-ssl._tcp` lists those that speak TLS, `_etcd-client._tcp` the others; --discovery-srv-name is appended to
-both services' names. Unless --insecure-discovery is given only those that speak TLS are taken, and of these only those
-that `verify` finds good.
+Unless --insecure-discovery is given only those that speak TLS are taken, and of these only those that `verify` finds
+good.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from gateway.balance import Endpoint
 from gateway.config import Config, StartFailed
-from kvorum.dns_services import Service
+from kvorum.dns_services import Services, client_services
 from kvorum.log import Logger
 from kvorum.resolver import ResolveFailed
 
@@ -17,27 +16,17 @@ Verify = Callable[[Endpoint], None]
 """Returns if an endpoint can be trusted; raises OSError that says why not."""
 
 
-def discover(
-    config: Config, services: Callable[[str], Sequence[Service]], verify: Verify, log: Logger
-) -> tuple[Endpoint, ...]:
+def discover(config: Config, services: Services, verify: Verify, log: Logger) -> tuple[Endpoint, ...]:
     """The endpoints of the domain, in the order of the records. Raises StartFailed when it has no records."""
     domain = config.discovery_srv
-    suffix = f"-{config.discovery_srv_name}" if config.discovery_srv_name else ""
-    found: list[tuple[str, Endpoint]] = []
-    failures: list[str] = []
-    for scheme, service in (("https", "etcd-client-ssl"), ("http", "etcd-client")):
-        try:
-            records = services(f"_{service}{suffix}._tcp.{domain}")
-        except ResolveFailed as error:
-            failures.append(str(error))
-            continue
-        found += [
-            (scheme, Endpoint(record.target.removesuffix("."), record.port, record.priority, record.weight))
-            for record in records
-            if record.target != "."  # "the service is decidedly not available at this domain"
-        ]
-    if len(failures) == 2:
-        raise StartFailed(f"dns lookup errors: {' and '.join(failures)}")
+    try:
+        records = client_services(domain, config.discovery_srv_name, services)
+    except ResolveFailed as error:
+        raise StartFailed(str(error)) from None
+    found = [
+        (scheme, Endpoint(record.target.removesuffix("."), record.port, record.priority, record.weight))
+        for scheme, record in records
+    ]
     endpoints = [f"{scheme}://{endpoint}" for scheme, endpoint in found]
     log.info("discovered cluster from SRV", srv_server=domain, endpoints=endpoints)
     if config.insecure_discovery:

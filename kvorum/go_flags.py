@@ -47,9 +47,8 @@ class _Duration(click.ParamType[int]):
 
 
 class _Int(click.ParamType[int]):
-    name = "int"
-
-    def __init__(self, least: int, most: int) -> None:
+    def __init__(self, name: str, least: int, most: int) -> None:
+        self.name = name
         self._least, self._most = least, most
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -73,9 +72,9 @@ class _Int(click.ParamType[int]):
 BOOL: Final = _Bool()
 DURATION: Final = _Duration()
 """Nanoseconds."""
-INT: Final = _Int(-(2**63), 2**63 - 1)
-UINT: Final = _Int(0, 2**64 - 1)
-UINT32: Final = _Int(0, 2**32 - 1)
+INT: Final = _Int("int", -(2**63), 2**63 - 1)
+UINT: Final = _Int("uint", 0, 2**64 - 1)
+UINT32: Final = _Int("uint32", 0, 2**32 - 1)
 
 
 def _invalid(text: str, param: click.Parameter | None, reason: str) -> str:
@@ -83,7 +82,32 @@ def _invalid(text: str, param: click.Parameter | None, reason: str) -> str:
     return f'invalid argument "{text}" for "{name}" flag: {reason}'
 
 
-def strings(name: str, default: Sequence[str], help: str) -> Callable[[Any], Any]:
+Option = Callable[[Any], Any]
+"""What puts an option before a command's function."""
+
+
+def string(name: str, default: str, help: str) -> Option:
+    """An option with any text."""
+    return click.option(name, default=default, show_default=bool(default), metavar="string", help=help)
+
+
+def switch(name: str, help: str) -> Option:
+    """A boolean, false unless it is given."""
+    return click.option(name, type=BOOL, default=False, metavar="", help=help)
+
+
+def number(name: str, kind: click.ParamType[int], default: int, help: str) -> Option:
+    """A whole number: INT, UINT or UINT32."""
+    return click.option(name, type=kind, default=default, show_default=True, metavar=kind.name, help=help)
+
+
+def duration(name: str, default: str, help: str) -> Option:
+    """A Go duration, as nanoseconds."""
+    show = default != "0"
+    return click.option(name, type=DURATION, default=default, show_default=show, metavar="duration", help=help)
+
+
+def strings(name: str, default: Sequence[str], help: str) -> Option:
     """An option whose value is a tuple of texts, `default` as long as it is not given."""
 
     def split(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
@@ -92,6 +116,10 @@ def strings(name: str, default: Sequence[str], help: str) -> Callable[[Any], Any
     return click.option(
         name, multiple=True, default=tuple(default), callback=split, metavar="strings", help=help, show_default=True
     )
+
+
+HELP: Final[dict[str, Any]] = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+"""The context settings of commands and groups."""
 
 
 class Command(click.Command):

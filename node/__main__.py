@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from kvorum import API_VERSION, __version__
+from kvorum.endings import die_by
 from kvorum.init_daemon import notify_ready
 from kvorum.log import Level, Logger, LogSettings
 from kvorum.resolver import Resolver
@@ -63,10 +64,8 @@ def run(argv: list[str], environ: Mapping[str, str], supervisor: Callable[..., S
 
 def end(ending: Ending) -> NoReturn:
     """End this process: with the exit code, or by the signal that stopped the member, except as pid 1 (S49)."""
-    if ending.signal is not None and os.getpid() != 1:
-        sys.stderr.flush()
-        signal.signal(ending.signal, signal.SIG_DFL)
-        os.kill(os.getpid(), ending.signal)
+    if ending.signal is not None:
+        die_by(ending.signal)
     sys.exit(ending.code)
 
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
 import click
 
 from kvorum.ciphers import openssl_ciphers
-from kvorum.go_flags import BOOL, DURATION, EXIT_FAILED, INT, UINT, UINT32, Command, run, strings
+from kvorum.endings import die_by
+from kvorum.go_flags import (
+    EXIT_FAILED,
+    HELP,
+    INT,
+    UINT,
+    UINT32,
+    Command,
+    duration,
+    number,
+    run,
+    string,
+    strings,
+    switch,
+)
 from kvorum.log import Level, Logger, LogSettings
 from kvorum.wire.frames import UNLIMITED_STREAMS
 from proxy.config import (
@@ -32,68 +44,52 @@ DEFAULT_RECV_BYTES: Final = 2**31 - 1
 """What the Go client takes for 0 and less; its server takes 0 streams for any number."""
 
 
-@click.group(name="grpc-proxy", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(name="grpc-proxy", context_settings=HELP)
 def grpc_proxy() -> None:
     """The gRPC proxy: many clients, few connections and streams to the members."""
 
 
-def _text(name: str, default: str, text: str) -> Callable[[Any], Any]:
-    return click.option(name, default=default, show_default=bool(default), metavar="string", help=text)
-
-
-def _switch(name: str, text: str) -> Callable[[Any], Any]:
-    return click.option(name, type=BOOL, default=False, help=text)
-
-
-def _number(name: str, kind: click.ParamType[int], default: int, text: str) -> Callable[[Any], Any]:
-    return click.option(name, type=kind, default=default, show_default=True, help=text)
-
-
-def _duration(name: str, default: str, text: str) -> Callable[[Any], Any]:
-    return click.option(name, type=DURATION, default=default, show_default=default != "0", help=text)
-
-
-@grpc_proxy.command(cls=Command)
+@grpc_proxy.command(cls=Command, context_settings=HELP)
 @strings("--endpoints", ["127.0.0.1:2379"], "The members, comma separated.")
-@_duration("--endpoints-auto-sync-interval", "0", "Ask the cluster for its members this often; 0: never.")
-@_text("--discovery-srv", "", "DNS domain whose SRV records name the members, instead of --endpoints.")
-@_text("--discovery-srv-name", "", "Suffix of the names of the services in DNS.")
-@_switch("--insecure-discovery", "Take members without TLS from SRV records too.")
-@_text("--listen-addr", "127.0.0.1:23790", "Where clients connect to: host:port or unix://PATH.")
-@_number("--workers", INT, 1, "Processes that serve together on --listen-addr.")
-@_text("--metrics-addr", "", "URL of one more listener for /metrics and /health, as http://host:port.")
-@_text("--namespace", "", "Prefix of all keys, which clients do not see.")
-@_text("--namespaces-file", "", "YAML file that maps users, certificates or authorities to namespaces and limits.")
-@_text("--advertise-client-url", "127.0.0.1:23790", "Address that clients reach this proxy at, to register.")
-@_text("--resolver-prefix", "", "Prefix under which the proxies of a cluster register.")
-@_number("--resolver-ttl", INT, 0, "Seconds for which a registration outlives its proxy.")
-@_text("--data-dir", "default.proxy", "Directory of generated certificates.")
-@_text("--cert", "", "Certificate file (PEM) to show to members.")
-@_text("--key", "", "Its key file.")
-@_text("--cacert", "", "Authorities (PEM) that the members' certificates must come from.")
-@_switch("--insecure-skip-tls-verify", "Take any certificate from members. For tests only.")
-@_text("--cert-file", "", "Certificate file (PEM) to show to clients.")
-@_text("--key-file", "", "Its key file.")
-@_text("--trusted-ca-file", "", "Authorities (PEM) that every client's certificate must come from.")
+@duration("--endpoints-auto-sync-interval", "0", "Ask the cluster for its members this often; 0: never.")
+@string("--discovery-srv", "", "DNS domain whose SRV records name the members, instead of --endpoints.")
+@string("--discovery-srv-name", "", "Suffix of the names of the services in DNS.")
+@switch("--insecure-discovery", "Take members without TLS from SRV records too.")
+@string("--listen-addr", "127.0.0.1:23790", "Where clients connect to: host:port or unix://PATH.")
+@number("--workers", INT, 1, "Processes that serve together on --listen-addr.")
+@string("--metrics-addr", "", "URL of one more listener for /metrics and /health, as http://host:port.")
+@string("--namespace", "", "Prefix of all keys, which clients do not see.")
+@string("--namespaces-file", "", "YAML file that maps users, certificates or authorities to namespaces and limits.")
+@string("--advertise-client-url", "127.0.0.1:23790", "Address that clients reach this proxy at, to register.")
+@string("--resolver-prefix", "", "Prefix under which the proxies of a cluster register.")
+@number("--resolver-ttl", INT, 0, "Seconds for which a registration outlives its proxy.")
+@string("--data-dir", "default.proxy", "Directory of generated certificates.")
+@string("--cert", "", "Certificate file (PEM) to show to members.")
+@string("--key", "", "Its key file.")
+@string("--cacert", "", "Authorities (PEM) that the members' certificates must come from.")
+@switch("--insecure-skip-tls-verify", "Take any certificate from members. For tests only.")
+@string("--cert-file", "", "Certificate file (PEM) to show to clients.")
+@string("--key-file", "", "Its key file.")
+@string("--trusted-ca-file", "", "Authorities (PEM) that every client's certificate must come from.")
 @strings("--listen-cipher-suites", [], "TLS 1.2 cipher suites towards clients, comma separated.")
-@_switch("--auto-tls", "Serve clients with a certificate that the proxy makes itself.")
-@_text("--client-crl-file", "", "Not supported.")
-@_number("--self-signed-cert-validity", UINT, 1, "Years for which a generated certificate is valid.")
-@_text("--tls-min-version", "TLS1.2", "Least TLS version towards clients: TLS1.2 or TLS1.3.")
-@_text("--tls-max-version", "", "Greatest TLS version towards clients; empty: any.")
-@_duration("--dial-keepalive-time", "0", "Ping a member after this much silence; 0: never.")
-@_duration("--dial-keepalive-timeout", "20s", "Silence after such a ping that ends the connection.")
-@_switch("--permit-without-stream", "Ping members also while no call is open.")
-@_duration("--grpc-keepalive-min-time", "5s", "Least time between the pings of a client.")
-@_duration("--grpc-keepalive-interval", "2h", "Ping a client after this much silence; 0: never.")
-@_duration("--grpc-keepalive-timeout", "20s", "Silence after such a ping that ends the connection.")
-@_number("--max-send-bytes", INT, 1572864, "Largest request that is passed on, without 512 KiB for gRPC.")
-@_number("--max-recv-bytes", INT, DEFAULT_RECV_BYTES, "Largest reply that is taken from a member.")
-@_number("--max-concurrent-streams", UINT32, UNLIMITED_STREAMS, "Calls that one client connection may have open.")
-@_switch("--experimental-serializable-ordering", "Serializable reads never go back in time, whichever member answers.")
-@_text("--experimental-leasing-prefix", "", "Prefix of the leases on keys that this proxy answers reads of itself.")
-@_switch("--experimental-enable-grpc-logging", "Not supported.")
-@_switch("--debug", "Log at debug level.")
+@switch("--auto-tls", "Serve clients with a certificate that the proxy makes itself.")
+@string("--client-crl-file", "", "Not supported.")
+@number("--self-signed-cert-validity", UINT, 1, "Years for which a generated certificate is valid.")
+@string("--tls-min-version", "TLS1.2", "Least TLS version towards clients: TLS1.2 or TLS1.3.")
+@string("--tls-max-version", "", "Greatest TLS version towards clients; empty: any.")
+@duration("--dial-keepalive-time", "0", "Ping a member after this much silence; 0: never.")
+@duration("--dial-keepalive-timeout", "20s", "Silence after such a ping that ends the connection.")
+@switch("--permit-without-stream", "Ping members also while no call is open.")
+@duration("--grpc-keepalive-min-time", "5s", "Least time between the pings of a client.")
+@duration("--grpc-keepalive-interval", "2h", "Ping a client after this much silence; 0: never.")
+@duration("--grpc-keepalive-timeout", "20s", "Silence after such a ping that ends the connection.")
+@number("--max-send-bytes", INT, 1572864, "Largest request that is passed on, without 512 KiB for gRPC.")
+@number("--max-recv-bytes", INT, DEFAULT_RECV_BYTES, "Largest reply that is taken from a member.")
+@number("--max-concurrent-streams", UINT32, UNLIMITED_STREAMS, "Calls that one client connection may have open.")
+@switch("--experimental-serializable-ordering", "Serializable reads never go back in time, whichever member answers.")
+@string("--experimental-leasing-prefix", "", "Prefix of the leases on keys that this proxy answers reads of itself.")
+@switch("--experimental-enable-grpc-logging", "Not supported.")
+@switch("--debug", "Log at debug level.")
 def start(**flags: Any) -> int:
     """Start the proxy."""
     try:
@@ -191,8 +187,5 @@ def main(arguments: Sequence[str]) -> NoReturn:
     """Run `grpc-proxy` with these arguments, and end the process as it should end."""
     status = run(grpc_proxy, arguments, "kvorum grpc-proxy")
     if status < 0:
-        # It ended in order, and as what sent the signal expects.
-        sys.stderr.flush()
-        signal.signal(-status, signal.SIG_DFL)
-        os.kill(os.getpid(), -status)
-    sys.exit(status)
+        die_by(-status)
+    sys.exit(max(status, 0))

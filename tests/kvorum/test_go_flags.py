@@ -3,23 +3,23 @@
 import click
 import pytest
 
-from kvorum.go_flags import BOOL, DURATION, INT, UINT, UINT32, Command, run, strings
+from kvorum.go_flags import INT, UINT, UINT32, Command, duration, number, run, string, strings, switch
 
 
 @click.command(cls=Command)
-@click.option("--switch", type=BOOL, default=False)
-@click.option("--text", default="none")
-@click.option("--time", type=DURATION, default="1m0s")
-@click.option("--int", "int_", type=INT, default=0)
-@click.option("--uint", type=UINT, default=1)
-@click.option("--uint32", type=UINT32, default=4294967295)
+@switch("--switch", "A switch.")
+@string("--text", "none", "A text.")
+@duration("--time", "1m0s", "A time.")
+@number("--int", INT, 0, "A number.")
+@number("--uint", UINT, 1, "A number.")
+@number("--uint32", UINT32, 4294967295, "A number.")
 @strings("--list", ("a", "b"), "A list.")
 @click.argument("left", nargs=-1)
 def command(
-    switch: bool, text: str, time: int, int_: int, uint: int, uint32: int, list: tuple[str, ...], left: tuple[str, ...]
+    switch: bool, text: str, time: int, int: int, uint: int, uint32: int, list: tuple[str, ...], left: tuple[str, ...]
 ) -> int:
     """Print the values."""
-    print(switch, text, time, int_, uint, uint32, ",".join(list), *left)
+    print(switch, text, time, int, uint, uint32, ",".join(list), *left)
     return 7
 
 
