@@ -33,8 +33,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def proxied_server(request: pytest.FixtureRequest) -> Iterator[Server | behind_proxy.Elsewhere]:
     """The shared kvorum, behind a gateway and a proxy; or the proxy that KVORUM_PROXY names."""
-    if behind_proxy.ELSEWHERE:
-        yield behind_proxy.Elsewhere(behind_proxy.ELSEWHERE)
+    if behind_proxy.ELSEWHERE is not None:
+        yield behind_proxy.ELSEWHERE
         return
     with start_behind(request.getfixturevalue("kvorum_server")) as proxy:
         yield proxy
@@ -48,9 +48,9 @@ def server(route: str, request: pytest.FixtureRequest) -> Server:
 
 
 @pytest.fixture
-def api(kind: Kind, server: Server) -> Iterator[Side]:
+def api(kind: Kind, server: Server, route: str) -> Iterator[Side]:
     """The shared server, under a key prefix of the test's own."""
-    with Side(kind, server) as side:
+    with Side(kind, server, behind_proxy.ELSEWHERE if route == "proxied_server" else None) as side:
         yield side
 
 

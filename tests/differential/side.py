@@ -1,11 +1,14 @@
 """One server as the row tests see it: calls on keys of their own, and which rows a server has to keep to."""
 
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from kvorum.pb.mvcc_pb2 import Event, KeyValue
 from kvorum.pb.rpc_pb2 import (
+    CompactionRequest,
+    CompactionResponse,
     DeleteRangeRequest,
     DeleteRangeResponse,
     LeaseGrantRequest,
@@ -22,6 +25,7 @@ from kvorum.pb.rpc_pb2 import (
 from kvorum.ranges import end_of_prefix
 from loadtest.launcher import Kind, Server
 from tests.calls import Api, WatchStream
+from tests.differential.behind_proxy import Elsewhere
 from tests.differential.exceptions import EXCEPTIONS
 
 Test = TypeVar("Test", bound=Callable[..., None])
@@ -42,10 +46,12 @@ def differs(row: str) -> Callable[[Test], Test]:
 class Side(Api):
     """An Api whose keys lie under a prefix that no other test uses."""
 
-    def __init__(self, kind: Kind, server: Server) -> None:
+    def __init__(self, kind: Kind, server: Server, shared: Elsewhere | None = None) -> None:
+        """`shared`: what the server is when others use it, too."""
         super().__init__(server.address)
         self.kind = kind
         self.server = server
+        self.shared = shared
         self.prefix = b"row%06d/" % next(_prefixes)
 
     def key(self, name: bytes | str) -> bytes:
@@ -73,6 +79,19 @@ class Side(Api):
 
     def grant(self, ttl_s: int = 3600, lease: int = 0) -> int:
         return self(LeaseGrantRequest(TTL=ttl_s, ID=lease)).ID  # type: ignore[no-any-return]
+
+    def lease_id(self, chosen: int) -> int:
+        """The id that a row chooses for a lease; beside others one that they do not choose, since ids are the
+        cluster's. Its sign and its low 16 bits stay, so it becomes none that a row takes for unknown."""
+        return chosen if self.shared is None else chosen ^ os.getpid() << 16
+
+    def compact(self, revision: int, **fields: Any) -> CompactionResponse:
+        """Compacts; for a tenant, who may not, at the member."""
+        request = CompactionRequest(revision=revision, **fields)
+        if self.shared is not None:
+            with Api(self.shared.member) as administrator:
+                return administrator(request)  # type: ignore[no-any-return]
+        return self(request)  # type: ignore[no-any-return]
 
     @property
     def revision(self) -> int:

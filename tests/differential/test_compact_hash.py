@@ -54,7 +54,7 @@ def test_C4_every_key_readable_at_the_compacted_revision_stays(api: Side) -> Non
     api.put("a", b"2")
     at = api.put("c", b"1").header.revision
     api.put("a", b"3")
-    api(CompactionRequest(revision=at, physical=True))
+    api.compact(at, physical=True)
     assert [(api.names([kv]), kv.value) for kv in api.all(revision=at).kvs] == [("a", b"2"), ("c", b"1")]
     assert api.status(RangeRequest(key=api.key("a"), revision=at - 1)) == errors.COMPACTED
     with api.watch() as stream:
@@ -67,7 +67,7 @@ def test_C5_the_tombstone_at_the_compacted_revision_is_watched(api: Side) -> Non
     api.put("a")
     at = api.delete("a").header.revision
     api.put("b")
-    api(CompactionRequest(revision=at, physical=True))
+    api.compact(at, physical=True)
     with api.watch() as stream:
         api.create(stream, start_revision=at)
         assert [event.type for event in events(stream, 2)] == [Event.DELETE, Event.PUT]
@@ -76,8 +76,7 @@ def test_C5_the_tombstone_at_the_compacted_revision_is_watched(api: Side) -> Non
 def test_C6_C7_both_ways_of_compacting_hide_the_old_at_once(api: Side) -> None:
     for physical in (False, True):
         at = api.put("a").header.revision
-        api.put("a")
-        api(CompactionRequest(revision=at + 1, physical=physical))
+        api.compact(api.put("a").header.revision, physical=physical)
         assert api.status(RangeRequest(key=api.key("a"), revision=at)) == errors.COMPACTED
 
 
@@ -86,7 +85,7 @@ def test_C9_a_synced_watcher_does_not_notice_and_an_old_start_is_canceled(api: S
     at = api.put("a").header.revision
     with api.watch() as stream:
         api.create(stream, watch_id=7)
-        api(CompactionRequest(revision=at))
+        api.compact(at)
         api.create(stream, watch_id=8, start_revision=old)
         assert canceled(stream, 8).compact_revision == at
         api.put("a", b"after")

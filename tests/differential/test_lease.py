@@ -53,6 +53,7 @@ def test_L3_id_0_lets_the_server_choose(api: Side) -> None:
 
 @pytest.mark.parametrize("lease", [123_456, -77, (1 << 63) - 1])
 def test_L4_a_chosen_id_is_taken_and_an_existing_one_refused(api: Side, lease: int) -> None:
+    lease = api.lease_id(lease)
     assert api(LeaseGrantRequest(TTL=600, ID=lease)).ID == lease
     assert api.status(LeaseGrantRequest(TTL=600, ID=lease)) == errors.LEASE_EXIST
     api(LeaseRevokeRequest(ID=lease))
@@ -88,7 +89,7 @@ def test_L11_the_header_of_a_keep_alive_has_the_current_revision(api: Side) -> N
     at = api.put("a").header.revision
     with api.keep_alive() as stream:
         renew(stream, lease)
-        assert stream.replies[0].header.revision == at
+        assert at <= stream.replies[0].header.revision <= api.revision
 
 
 @pytest.mark.parametrize("lease", [UNKNOWN, 0])

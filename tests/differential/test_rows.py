@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from tests.differential.behind_proxy import NEED_THE_STORE_ALONE
+
 ROWS = {
     "P": 20,
     "V": 12,
@@ -64,3 +66,9 @@ def test_every_row_is_tested_or_excused() -> None:
     assert sorted(every - tested - excused) == []
     assert sorted(excused & tested) == []
     assert sorted((tested | excused) - every) == []
+
+
+def test_the_rows_that_need_the_store_alone_exist() -> None:
+    folder = Path(__file__).parent
+    texts = "".join((folder / f"test_{name}.py").read_text() for name in ("lease", "compact_hash"))
+    assert set(re.findall(r"def (test_\w+)", texts)) >= set(NEED_THE_STORE_ALONE)

@@ -5,7 +5,6 @@ import pytest
 from kvorum import errors
 from kvorum.pb.mvcc_pb2 import Event
 from kvorum.pb.rpc_pb2 import (
-    CompactionRequest,
     DeleteRangeRequest,
     PutRequest,
     WatchCancelRequest,
@@ -128,7 +127,7 @@ def test_W11_W12_starts_at_the_current_and_at_a_future_revision(api: Side) -> No
 def test_W13_a_start_at_the_compacted_revision_is_served(api: Side) -> None:
     at = api.put("a", b"1").header.revision
     api.put("a", b"2")
-    api(CompactionRequest(revision=at, physical=True))
+    api.compact(at, physical=True)
     with api.watch() as stream:
         api.create(stream, start_revision=at)
         assert [event.kv.value for event in events(stream, 2)] == [b"1", b"2"]
@@ -138,11 +137,12 @@ def test_W14_a_start_below_is_created_then_canceled(api: Side) -> None:
     api.put("a")
     at = api.put("a").header.revision
     now = api.put("a").header.revision
-    api(CompactionRequest(revision=at))
+    api.compact(at)
     with api.watch() as stream:
         created = api.create(stream, start_revision=at - 1)
         reply = canceled(stream)
-    assert (created.canceled, created.watch_id, created.header.revision) == (False, 0, now)
+    assert (created.canceled, created.watch_id) == (False, 0)
+    assert now <= created.header.revision <= api.revision
     assert (reply.compact_revision, reply.cancel_reason, reply.header.revision, reply.created) == (at, "", 0, False)
 
 
@@ -150,7 +150,7 @@ def test_W14_a_start_below_is_created_then_canceled(api: Side) -> None:
 def test_W15_after_a_compaction_cancel_the_stream_serves_on_and_the_id_can_be_had(api: Side) -> None:
     api.put("a")
     at = api.put("a").header.revision
-    api(CompactionRequest(revision=at))
+    api.compact(at)
     with api.watch() as stream:
         api.create(stream, watch_id=3, start_revision=at - 1)
         canceled(stream, 3)

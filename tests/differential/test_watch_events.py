@@ -123,7 +123,7 @@ def test_WE10_prev_kv_is_absent_when_its_revision_is_compacted(api: Side) -> Non
     api.put("a", b"1")
     at = api.put("a", b"2").header.revision
     api.put("a", b"3")
-    api(CompactionRequest(revision=at, physical=True))
+    api.compact(at, physical=True)
     with api.watch() as stream:
         api.create(stream, prev_kv=True, start_revision=at)
         second, third = events(stream, 2)

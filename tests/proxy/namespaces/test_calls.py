@@ -235,6 +235,7 @@ def test_the_keys_of_a_lease() -> None:
     )
     assert has_foreign_keys(NAMESPACE, held)
     assert not has_foreign_keys(NAMESPACE, LeaseTimeToLiveResponse(keys=[b"t/a"]))
+    assert has_foreign_keys(NAMESPACE, LeaseTimeToLiveResponse(keys=[b"t/a", b"t/"]))
     assert UNARY[path](NAMESPACE, LeaseTimeToLiveRequest(ID=7).SerializeToString())[1] is None
 
 

@@ -26,8 +26,6 @@ from kvorum.pb.rpc_pb2 import (
     HashKVRequest,
     LeaseGrantRequest,
     LeaseLeasesRequest,
-    LeaseRevokeRequest,
-    LeaseTimeToLiveRequest,
     MemberAddRequest,
     MemberListRequest,
     PutRequest,
@@ -151,18 +149,6 @@ def test_what_harms_nobody_is(tenant: Connect) -> None:
     alpha = tenant("alpha")
     for request in (StatusRequest(), MemberListRequest(), AlarmRequest(), LeaseGrantRequest(TTL=60)):
         alpha(request)
-
-
-def test_a_lease_with_keys_of_others_is_not_revoked(tenant: Connect, direct: Api) -> None:
-    alpha, beta = tenant("alpha"), tenant("beta")
-    lease = alpha(LeaseGrantRequest(TTL=600)).ID
-    alpha(PutRequest(key=b"leased", lease=lease))
-    assert beta.status(LeaseRevokeRequest(ID=lease)) == errors.PERMISSION_DENIED
-    assert not beta(LeaseTimeToLiveRequest(ID=lease, keys=True)).keys
-    assert direct(RangeRequest(key=b"alpha/leased")).count == 1
-    alpha(LeaseRevokeRequest(ID=lease))
-    assert alpha(RangeRequest(key=b"leased")).count == 0
-    assert alpha.status(LeaseRevokeRequest(ID=lease)) == errors.LEASE_NOT_FOUND
 
 
 def test_limits_of_keys_and_bytes(tenant: Connect, direct: Api) -> None:
