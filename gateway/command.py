@@ -13,6 +13,7 @@ from kvorum import go_flags
 from kvorum.durations import format_duration
 from kvorum.endings import die_by
 from kvorum.go_flags import EXIT_FAILED, HELP, Command, duration, string, strings, switch
+from kvorum.listening import ListenFailed
 from kvorum.log import Logger, LogSettings
 from kvorum.urls import quote
 
@@ -66,7 +67,7 @@ def start(
         log.warn("arguments without a flag are ignored", arguments=ignored)
     try:
         number = run(config, os.environ, log)
-    except StartFailed as error:
+    except (StartFailed, ListenFailed) as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_FAILED
     die_by(number)

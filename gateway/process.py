@@ -19,10 +19,11 @@ from types import FrameType
 from typing import Final, NamedTuple
 
 from gateway.balance import Balance, Endpoint
-from gateway.config import Config, Listen, StartFailed, check_endpoints, read_endpoints, read_listen_addr
+from gateway.config import Config, Listen, check_endpoints, read_endpoints, read_listen_addr
 from gateway.dial import NO_ROOM, Dialer, prepare
 from gateway.relay import Relay
 from kvorum.init_daemon import notify_ready
+from kvorum.listening import bind_tcp, listen_failed, tcp_place
 from kvorum.log import Logger
 
 BACKLOG: Final = 4096
@@ -277,20 +278,13 @@ class Gateway:
 
 
 def listen(at: Listen) -> socket.socket:
-    """Raises StartFailed."""
-    family = socket.AF_INET6 if ":" in at.address else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    """Raises ListenFailed."""
+    listener = bind_tcp(at.address, at.port)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, at.address != "::")
-        listener.bind((at.address, at.port))
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        place = Endpoint(at.address, at.port)
-        raise StartFailed(f"listen tcp {place}: bind: {(error.strerror or str(error)).lower()}") from None
-    listener.setblocking(False)
+        raise listen_failed(tcp_place(at.address, at.port), error) from None
     return listener
 
 
@@ -314,7 +308,7 @@ def look_up(host: str) -> list[str]:
 
 
 def run(config: Config, environ: Mapping[str, str], log: Logger) -> int:
-    """Serve until a signal of STOP_SIGNALS, and give its number. Raises StartFailed."""
+    """Serve until a signal of STOP_SIGNALS, and give its number. Raises StartFailed and ListenFailed."""
     endpoints: tuple[Endpoint, ...] = ()
     if config.discovery_srv:
         from gateway.discovery import discover  # its library is large, and few need it

@@ -11,6 +11,7 @@ from typing import Final, NoReturn
 from kvorum import API_VERSION, __version__
 from kvorum.endings import die_by
 from kvorum.init_daemon import notify_ready
+from kvorum.listening import ListenFailed
 from kvorum.log import Level, Logger, LogSettings
 from kvorum.resolver import Resolver
 from kvorum.urls import Url
@@ -23,7 +24,6 @@ from node.flags import Exit, parse
 from node.flags.checks import StartFailed, cluster_text
 from node.flags.notes import Note
 from node.identity import Identity
-from node.listeners import ListenFailed
 from node.remote_cluster import RemoteCluster
 from node.supervisor import Ending, Supervisor
 

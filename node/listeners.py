@@ -7,21 +7,17 @@ is; those for other members once raft serves them: founders ask each other wheth
 
 import os
 import socket
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from kvorum.listening import ListenFailed, bind_tcp, bind_unix, listen_failed, tcp_place
 from kvorum.urls import Url
 from node.child import Listener, Serves
 from node.config import Config
 
 BACKLOG: Final = 4096
 """Connections that wait while no process takes them; the kernel cuts it to net.core.somaxconn."""
-
-
-class ListenFailed(Exception):
-    """A listener cannot be bound; the text is the reference's (behaviour S37)."""
 
 
 def wanted(config: Config) -> list[tuple[Url, Serves]]:
@@ -40,7 +36,8 @@ def bind(places: Sequence[tuple[Url, Serves]], reuse_port: bool) -> list[Listene
     listeners: list[Listener] = []
     try:
         for url, serves in places:
-            listeners.append(Listener(url, serves, _bind_unix(url) if url.is_unix else _bind_tcp(url, reuse_port)))
+            sock = bind_unix(url.socket_path) if url.is_unix else _bind_tcp(url, reuse_port)
+            listeners.append(Listener(url, serves, sock.detach()))
     except BaseException:
         close(listeners)
         raise
@@ -56,7 +53,7 @@ def listen(listeners: Sequence[Listener]) -> None:
         try:
             sock.listen(BACKLOG)
         except OSError as error:
-            raise _failed(listener.url, error) from None
+            raise listen_failed(_place(listener.url), error) from None
         finally:
             sock.detach()
 
@@ -69,48 +66,18 @@ def close(listeners: Sequence[Listener]) -> None:
             Path(listener.url.socket_path).unlink(missing_ok=True)
 
 
-def _bind_tcp(url: Url, reuse_port: bool) -> int:
-    """`localhost` is 127.0.0.1, as where the reference listens; `::` takes IPv4 too."""
-    host, port_text = url.address
-    if len(port_text) > 5 or int(port_text or "0") > 65535:
-        raise ListenFailed(f"listen tcp: address {port_text}: invalid port")
-    host = "127.0.0.1" if host == "localhost" else host
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
-        listener.bind((host, int(port_text or "0")))
-    except OSError as error:
-        listener.close()
-        raise _failed(url, error) from None
-    listener.setblocking(False)
-    return listener.detach()
-
-
-def _bind_unix(url: Url) -> int:
-    """A socket file that is there already is taken over, as the reference does: nobody knows whether it is in use."""
-    path = Path(url.socket_path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if path.exists() and stat.S_ISSOCK(path.lstat().st_mode):
-            path.unlink()
-        listener.bind(str(path))
-    except OSError as error:
-        listener.close()
-        raise _failed(url, error) from None
-    listener.setblocking(False)
-    return listener.detach()
-
-
-def _failed(url: Url, error: OSError) -> ListenFailed:
-    place = f"unix {Path(url.socket_path)}" if url.is_unix else f"tcp {_literal(url)}"
-    return ListenFailed(f"listen {place}: bind: {(error.strerror or str(error)).lower()}")
-
-
-def _literal(url: Url) -> str:
+def _bind_tcp(url: Url, reuse_port: bool) -> socket.socket:
     host, port = url.address
-    return f"127.0.0.1:{port}" if host == "localhost" else url.host
+    if len(port) > 5 or int(port or "0") > 65535:
+        raise ListenFailed(f"listen tcp: address {port}: invalid port")
+    return bind_tcp(_literal(host), int(port or "0"), reuse_port=reuse_port)
+
+
+def _literal(host: str) -> str:
+    """`localhost` is 127.0.0.1, as where the reference listens."""
+    return "127.0.0.1" if host == "localhost" else host
+
+
+def _place(url: Url) -> str:
+    host, port = url.address
+    return f"unix {url.socket_path}" if url.is_unix else tcp_place(_literal(host), int(port or "0"))

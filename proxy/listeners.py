@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-import stat
 from pathlib import Path
 from typing import Final
 
 from kvorum.lifeline import inherit
+from kvorum.listening import ListenFailed, bind_tcp, bind_unix
 from kvorum.urls import Url, split_host_port
 from proxy.config import StartFailed
 
@@ -70,31 +70,15 @@ def forget(address: str) -> None:
 
 
 def _bind_tcp(host: str, port: str, *, reuse_port: bool) -> Place:
-    host = "127.0.0.1" if host == "localhost" else host or "::"
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if sock.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
-        sock.bind((host, int(port or "0")))
-    except OSError as error:
-        sock.close()
-        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        raise StartFailed(f"listen tcp {shown}: bind: {(error.strerror or str(error)).lower()}") from None
+        sock = bind_tcp("127.0.0.1" if host == "localhost" else host or "::", int(port or "0"), reuse_port=reuse_port)
+    except ListenFailed as error:
+        raise StartFailed(str(error)) from None
     return Place(sock.detach())
 
 
 def _bind_unix(path: str) -> Place:
-    """A socket file that is there already is taken over: nobody knows whether it is in use."""
-    file = Path(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if file.exists() and stat.S_ISSOCK(file.lstat().st_mode):
-            file.unlink()
-        sock.bind(path)
-    except OSError as error:
-        sock.close()
-        raise StartFailed(f"listen unix {path}: bind: {(error.strerror or str(error)).lower()}") from None
-    return Place(sock.detach())
+        return Place(bind_unix(path).detach())
+    except ListenFailed as error:
+        raise StartFailed(str(error)) from None

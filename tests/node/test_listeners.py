@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from kvorum.listening import ListenFailed
 from kvorum.urls import Url, parse_url
 from loadtest.launcher import Port
 from node import listeners
 from node.child import Listener, Serves
 from node.flags import Start, parse
-from node.listeners import ListenFailed
 
 
 def bind(*texts: str, reuse_port: bool = False) -> list[Listener]:
