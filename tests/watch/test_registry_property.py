@@ -9,10 +9,8 @@ from hypothesis import strategies as st
 from kvorum import watch_replies
 from node.watch import catchup, outbox, registry
 from tests.watch.assembly import World
+from tests.watch.client_steps import create_alike, finish, play
 from tests.watch.oracle import StreamOracle
-
-KEYS = [b"a", b"aa", b"ab", b"b", b"c"]
-RANGES = [(b"a", b""), (b"aa", b""), (b"a", b"b"), (b"a", b"b\0"), (b"a", b"\0"), (b"\0", b"\0"), (b"b", b"a")]
 
 OPERATIONS = [
     *("put", "put", "put", "put", "txn", "txn", "delete", "compact"),
@@ -60,44 +58,9 @@ class Script:
     def play(self, name: str, a: int, b: int, c: int) -> None:
         world = self.world
         stream = self.streams[a % 3]
-        live = sorted(world.store.current)
         match name:
-            case "put":
-                world.put(KEYS[a % 5], bytes([b]) * (c * 8))
-            case "txn":
-                keys = KEYS[: 1 + a % 5]
-                world.txn(*((key, None if key in live and b >> i & 1 else b"t" * c) for i, key in enumerate(keys)))
-            case "delete":
-                if live:
-                    world.delete(live[a % len(live)])
-            case "compact":
-                revision = 1 + b % world.store.revision
-                if revision > world.store.compacted and c < 8:
-                    world.compact(revision)
-            case "create":
-                revision = world.store.revision
-                start = [0, 0, revision, revision + 1, revision + 3, max(1, revision - 2), 1 + b % revision][b % 7]
-                stream.create(
-                    *RANGES[(a + b) % len(RANGES)],
-                    start,
-                    watch_id=b % 4 if c & 16 else 0,
-                    prev_kv=c & 1 != 0,
-                    noput=c & 6 == 2,
-                    nodelete=c & 6 == 4,
-                    fragment=c & 8 != 0,
-                )
             case "create_alike":
-                for _ in range(5):
-                    stream.create(
-                        b"a", b"\0", 0, watch_id=0, prev_kv=False, noput=False, nodelete=False, fragment=False
-                    )
-            case "cancel":
-                stream.cancel(b % 9)
-            case "progress":
-                stream.client.progress()
-            case "read":
-                stream.client.read(b * 16)
-                stream.check()
+                create_alike(stream, 5, 0)
             case "stop_events":
                 world.events_link.granting = False
             case "stop_deliveries":
@@ -114,6 +77,8 @@ class Script:
                 world.run()
             case "time":
                 world.now_s += b / 16
+            case _:
+                play(world, stream, name, a, b, c)
 
     def go(self) -> None:
         for link in (self.world.events_link, *(front.deliveries_link for front in self.world.fronts)):
@@ -122,15 +87,7 @@ class Script:
 
     def finish(self) -> None:
         self.go()
-        for _ in range(10_000):
-            self.world.run()
-            if not any(stream.client.buffer for stream in self.streams):
-                break
-            for stream in self.streams:
-                stream.client.read()
-                stream.check()
-        for stream in self.streams:
-            stream.finish()
+        finish(self.streams, self.world.run)
         assert not any(front.deliveries.owed_bytes for front in self.world.fronts)
 
 

@@ -14,10 +14,8 @@ from kvorum import watch_replies
 from proxy.watch import batch, group, line, session
 from tests.proxy.watch.assembly import ProxyWorld
 from tests.watch.assembly import World
+from tests.watch.client_steps import create_alike, finish, play
 from tests.watch.oracle import StreamOracle
-
-KEYS = [b"a", b"aa", b"ab", b"b", b"c"]
-RANGES = [(b"a", b""), (b"aa", b""), (b"a", b"b"), (b"a", b"b\0"), (b"a", b"\0"), (b"\0", b"\0"), (b"b", b"a")]
 
 OPERATIONS = [
     *("put", "put", "put", "put", "txn", "txn", "delete", "compact"),
@@ -61,44 +59,9 @@ class Script:
         world = self.world
         upstream = world.upstream
         stream = self.streams[a % 3]
-        live = sorted(world.store.current)
         match name:
-            case "put":
-                world.put(KEYS[a % 5], bytes([b]) * (c * 8))
-            case "txn":
-                keys = KEYS[: 1 + a % 5]
-                world.txn(*((key, None if key in live and b >> i & 1 else b"t" * c) for i, key in enumerate(keys)))
-            case "delete":
-                if live:
-                    world.delete(live[a % len(live)])
-            case "compact":
-                revision = 1 + b % world.store.revision
-                if revision > world.store.compacted and c < 8:
-                    world.compact(revision)
-            case "create":
-                revision = world.store.revision
-                start = [0, 0, revision, revision + 1, revision + 3, max(1, revision - 2), 1 + b % revision][b % 7]
-                stream.create(
-                    *RANGES[(a + b) % len(RANGES)],
-                    start,
-                    watch_id=b % 4 if c & 16 else 0,
-                    prev_kv=c & 1 != 0,
-                    noput=c & 6 == 2,
-                    nodelete=c & 6 == 4,
-                    fragment=c & 8 != 0,
-                )
             case "create_alike":
-                for _ in range(3):
-                    stream.create(
-                        b"a", b"\0", b % 3, watch_id=0, prev_kv=False, noput=False, nodelete=False, fragment=False
-                    )
-            case "cancel":
-                stream.cancel(b % 9)
-            case "progress":
-                stream.client.progress()
-            case "read":
-                stream.client.read(b * 16)
-                stream.check()
+                create_alike(stream, 3, b % 3)
             case "leave":
                 if c < 8:
                     assert stream.client.handler is not None
@@ -139,20 +102,14 @@ class Script:
                 upstream.stall(True)
             case "go":
                 upstream.stall(False)
+            case _:
+                play(world, stream, name, a, b, c)
 
     def finish(self) -> None:
         world = self.world
         world.upstream.up = True
         world.upstream.stall(False)
-        for _ in range(10_000):
-            world.pass_time(2.0)
-            if not any(stream.client.buffer for stream in self.streams):
-                break
-            for stream in self.streams:
-                stream.client.read()
-                stream.check()
-        for stream in self.streams:
-            stream.finish()
+        finish(self.streams, lambda: world.pass_time(2.0))
         for stream in self.streams:
             assert stream.client.handler is not None
             stream.client.handler.on_cancel(None)
@@ -162,7 +119,7 @@ class Script:
         assert world.upstream_watches == 0
 
 
-def play(sizes: tuple[int, int, int], steps: list[tuple[str, int, int, int]]) -> None:
+def play_all(sizes: tuple[int, int, int], steps: list[tuple[str, int, int, int]]) -> None:
     kept_bytes = group.KEPT_BYTES
     group.KEPT_BYTES = sizes[1]  # type: ignore[misc]  # a limit made small
     try:
@@ -180,7 +137,7 @@ def play(sizes: tuple[int, int, int], steps: list[tuple[str, int, int, int]]) ->
 def test_every_revision_once_in_order_and_whole(
     sizes: tuple[int, int, int], steps: list[tuple[str, int, int, int]]
 ) -> None:
-    play(sizes, steps)
+    play_all(sizes, steps)
 
 
 @pytest.mark.parametrize("seed", range(0, 80, 20))
@@ -192,4 +149,4 @@ def test_long_histories(seed: int) -> None:
             (random.choice(OPERATIONS), random.randrange(256), random.randrange(256), random.randrange(32))
             for _ in range(random.randrange(100, 400))
         ]
-        play(sizes, steps)
+        play_all(sizes, steps)
