@@ -1,5 +1,5 @@
-"""The certificates that a member makes for itself (--auto-tls, --peer-auto-tls), each in a process of its own: their
-library is large.
+"""The certificates that members and proxies make for themselves (--auto-tls, --peer-auto-tls), each in a process of its
+own: their library is large.
 """
 
 import datetime
@@ -21,8 +21,11 @@ class CertificateFailed(Exception):
     """No certificate could be made; the text says why."""
 
 
-def make_certificate(cert_file: str, key_file: str, urls: Sequence[Url], years: int, log: Logger) -> None:
-    """Make the two files, for the hosts of the secure listeners among `urls`. Raises CertificateFailed."""
+def provide_certificate(cert_file: str, key_file: str, urls: Sequence[Url], years: int, log: Logger) -> None:
+    """See that the two files are there: if not, make them, for the hosts of the secure listeners among `urls`. Raises
+    CertificateFailed."""
+    if Path(cert_file).exists() and Path(key_file).exists():
+        return
     hosts = sorted({url.address[0] for url in urls if url.is_secure and not url.is_unix} | {"localhost"})
     if years == 0:
         raise CertificateFailed("--self-signed-cert-validity must be >0 (set to 0)")

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from loadtest.targets import Against, Result
 
@@ -69,13 +70,18 @@ def write_json(results: Sequence[Result], facts: dict[str, object], path: Path) 
     path.write_text(json.dumps({"run": facts, "figures": figures}, indent=2) + "\n")
 
 
-def plot(results: Sequence[Result], path: Path) -> None:
-    """A bar per figure: kvorum / reference on a logarithmic axis, coloured by the verdict, with target and goal."""
+def _pyplot() -> Any:
     import matplotlib as mpl  # only here: a run without a plot needs no matplotlib
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def plot(results: Sequence[Result], path: Path) -> None:
+    """A bar per figure: kvorum / reference on a logarithmic axis, coloured by the verdict, with target and goal."""
+    pyplot = _pyplot()
     shown = [result for result in results if not math.isnan(result.ratio) and result.ratio > 0]
     colours = {"goal": "#2a9d4a", "target": "#8bc34a", "MISSED": "#d1495b", "-": "#9e9e9e"}
     figure, axes = pyplot.subplots(figsize=(11, 1.2 + 0.42 * max(1, len(shown))))
@@ -112,11 +118,7 @@ def plot_watchers(results: Sequence[Result], path: Path) -> None:
             lines.setdefault(f"reference {place}", []).append((int(number), result.reference))
     if max(map(len, lines.values()), default=0) < 2:
         return
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(8, 5))
     for label, points in lines.items():
         colour = "#2a9d4a" if label.startswith("kvorum") else "#d1495b"

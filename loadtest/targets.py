@@ -52,48 +52,26 @@ class Result(NamedTuple):
         return "goal" if self._meets(self.figure.goal) else "target" if self._meets(self.figure.target) else "MISSED"
 
 
-def _rates(case: str) -> tuple[Figure, Figure]:
+Bounds = tuple[float | None, float | None]
+"""Target and goal."""
+
+NONE: Final[Bounds] = (None, None)
+OF_REQUESTS: Final = ("req/s", "us/req")
+OF_BYTES: Final = ("GB/s", "s/GB")
+
+
+def _rates(case: str, throughput: Bounds, cpu: Bounds, units: tuple[str, str] = OF_REQUESTS) -> tuple[Figure, Figure]:
+    """CPU is that of the server that is measured: of all members of a cluster together, of a proxy or gateway alone."""
     return (
-        Figure(case, "throughput", "req/s", True, Against.RATIO, 1.3, 2.0),
-        Figure(case, "server CPU", "us/req", False, Against.RATIO, 0.8, 0.4),
-    )
-
-
-def _cluster_rates(case: str, target: float | None, goal: float | None) -> tuple[Figure, Figure]:
-    """CPU is that of all members together."""
-    return (
-        Figure(case, "throughput", "req/s", True, Against.RATIO, target, goal),
-        Figure(case, "server CPU", "us/req", False, Against.RATIO, None, None),
-    )
-
-
-def _bytes_rates(case: str) -> tuple[Figure, Figure]:
-    return (
-        Figure(case, "throughput", "GB/s", True, Against.RATIO, 0.8, 1.0),
-        Figure(case, "server CPU", "s/GB", False, Against.RATIO, 1.5, 1.0),
-    )
-
-
-def _gateway_rates(case: str) -> tuple[Figure, Figure]:
-    """CPU is the gateway's alone."""
-    return (
-        Figure(case, "throughput", "req/s", True, Against.RATIO, 0.8, 1.0),
-        Figure(case, "server CPU", "us/req", False, Against.RATIO, 1.5, 1.0),
-    )
-
-
-def _proxy_rates(case: str, goal: float) -> tuple[Figure, Figure]:
-    """CPU is the proxy's alone."""
-    return (
-        Figure(case, "throughput", "req/s", True, Against.RATIO, 2.0, goal),
-        Figure(case, "server CPU", "us/req", False, Against.RATIO, None, None),
+        Figure(case, "throughput", units[0], True, Against.RATIO, *throughput),
+        Figure(case, "server CPU", units[1], False, Against.RATIO, *cpu),
     )
 
 
 FIGURES: Final = (
-    *_rates("put"),
-    *_rates("get"),
-    *_rates("serializable-get"),
+    *_rates("put", (1.3, 2.0), (0.8, 0.4)),
+    *_rates("get", (1.3, 2.0), (0.8, 0.4)),
+    *_rates("serializable-get", (1.3, 2.0), (0.8, 0.4)),
     Figure("put-serial", "mean latency", "us", False, Against.RATIO, 2.0, 1.6),
     Figure("get-serial", "mean latency", "us", False, Against.RATIO, 1.3, 1.0),
     Figure("list-10k", "throughput", "req/s", True, Against.RATIO, 1.0, 2.0),
@@ -107,23 +85,23 @@ FIGURES: Final = (
     Figure("million-keys", "memory (PSS) after a restart", "MiB", False, Against.OURS, 600.0, 300.0),
     Figure("cluster-idle", "memory (PSS)", "MiB", False, Against.OURS, None, None),
     Figure("cluster-idle", "CPU", "% of a core", False, Against.OURS, None, None),
-    *_cluster_rates("cluster-put-leader", 1.0, 1.5),
-    *_cluster_rates("cluster-put-spread", 1.0, 1.5),
-    *_cluster_rates("cluster-get-leader", None, None),
-    *_cluster_rates("cluster-get-follower", None, None),
+    *_rates("cluster-put-leader", (1.0, 1.5), NONE),
+    *_rates("cluster-put-spread", (1.0, 1.5), NONE),
+    *_rates("cluster-get-leader", NONE, NONE),
+    *_rates("cluster-get-follower", NONE, NONE),
     # two election timeouts of 1 s each
     Figure("cluster-leader-killed", "pause of writes", "s", False, Against.OURS, 2.0, 1.5),
     Figure("cluster-leader-stopped", "pause of writes", "s", False, Against.OURS, 2.0, 0.5),
     Figure("cluster-leader-moved", "pause of writes", "s", False, Against.OURS, 1.0, 0.1),
-    *_bytes_rates("gateway-bytes"),
-    *_bytes_rates("gateway-bytes-one"),
-    *_gateway_rates("gateway-get"),
-    *_gateway_rates("gateway-get-connections"),
+    *_rates("gateway-bytes", (0.8, 1.0), (1.5, 1.0), OF_BYTES),
+    *_rates("gateway-bytes-one", (0.8, 1.0), (1.5, 1.0), OF_BYTES),
+    *_rates("gateway-get", (0.8, 1.0), (1.5, 1.0)),
+    *_rates("gateway-get-connections", (0.8, 1.0), (1.5, 1.0)),
     Figure("gateway-get-serial", "mean latency", "us", False, Against.RATIO, 1.3, 1.0),
     Figure("gateway-idle", "memory (PSS)", "MiB", False, Against.OURS, 40.0, 20.0),
-    *_proxy_rates("proxy-put", 5.0),
-    *_proxy_rates("proxy-get", 5.0),
-    *_proxy_rates("proxy-cached-get", 4.0),
+    *_rates("proxy-put", (2.0, 5.0), NONE),
+    *_rates("proxy-get", (2.0, 5.0), NONE),
+    *_rates("proxy-cached-get", (2.0, 4.0), NONE),
     Figure("proxy-put-serial", "mean latency", "us", False, Against.RATIO, None, None),
     Figure("proxy-get-serial", "mean latency", "us", False, Against.RATIO, None, None),
     Figure("proxy-fan-out-one-stream", "server CPU", "us/delivery", False, Against.RATIO, 0.5, 0.2),

@@ -14,7 +14,9 @@ from kvorum.init_daemon import notify_ready
 from kvorum.listening import ListenFailed
 from kvorum.log import Level, Logger, LogSettings
 from kvorum.resolver import Resolver
+from kvorum.self_signed import CertificateFailed, provide_certificate
 from kvorum.urls import Url
+from kvorum.wire.tls import unreadable
 from node import bootstrap, datadir, listeners
 from node.bootstrap import Outside, Patience
 from node.config import Config
@@ -139,22 +141,16 @@ def _provide_certificates(config: Config, log: Logger) -> None:
 
 
 def _provide_certificate(cert_file: str, key_file: str, urls: Sequence[Url], years: int, log: Logger) -> None:
-    if not (Path(cert_file).exists() and Path(key_file).exists()):
-        from kvorum import self_signed  # its library is large, and few ask for it
-
-        try:
-            self_signed.make_certificate(cert_file, key_file, urls, years, log)
-        except self_signed.CertificateFailed as error:
-            raise StartFailed(str(error)) from None
+    try:
+        provide_certificate(cert_file, key_file, urls, years, log)
+    except CertificateFailed as error:
+        raise StartFailed(str(error)) from None
 
 
 def _check_readable(*paths: str) -> None:
-    for path in paths:
-        if path:
-            try:
-                Path(path).read_bytes()
-            except OSError as error:
-                raise StartFailed(f"open {path}: {(error.strerror or str(error)).lower()}") from None
+    reason = unreadable(*paths)
+    if reason is not None:
+        raise StartFailed(reason)
 
 
 def _log_start(config: Config, identity: Identity, log: Logger) -> None:

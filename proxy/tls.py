@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
-from kvorum.wire.tls import client_context, server_context
+from kvorum.wire.tls import client_context, server_context, unreadable
 from proxy.config import ListenTls, StartFailed, UpstreamTls
 
 T = TypeVar("T")
@@ -21,7 +21,7 @@ def upstream_context(tls: UpstreamTls, alpn: tuple[str, ...] = ("h2",)) -> ssl.S
     A member takes a call without a token for one of the user that the certificate names: through the proxy that would
     be every client's call.
     """
-    _see_readable(tls.cert_file, tls.key_file, tls.ca_file)
+    _check_readable(tls.cert_file, tls.key_file, tls.ca_file)
     if tls.cert_file:
         name = common_name(tls.cert_file)
         if name:
@@ -42,7 +42,7 @@ def upstream_context(tls: UpstreamTls, alpn: tuple[str, ...] = ("h2",)) -> ssl.S
 
 def listen_context(tls: ListenTls) -> ssl.SSLContext:
     """Towards clients. Raises StartFailed for a file that cannot be used."""
-    _see_readable(tls.cert_file, tls.key_file, tls.trusted_ca_file)
+    _check_readable(tls.cert_file, tls.key_file, tls.trusted_ca_file)
 
     def make() -> ssl.SSLContext:
         context = server_context(
@@ -72,13 +72,10 @@ def common_name(cert_file: str) -> str:
     return str(names[0].value) if names else ""
 
 
-def _see_readable(*paths: str) -> None:
-    for path in paths:
-        if path:
-            try:
-                Path(path).read_bytes()
-            except OSError as error:
-                raise StartFailed(f"open {path}: {(error.strerror or str(error)).lower()}") from None
+def _check_readable(*paths: str) -> None:
+    reason = unreadable(*paths)
+    if reason is not None:
+        raise StartFailed(reason)
 
 
 def _made(make: Callable[[], T], files: str) -> T:

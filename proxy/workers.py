@@ -19,12 +19,11 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 from kvorum.lifeline import TEXT_MAX_BYTES, Lifeline, Word, decode, encode, tie_to_parent
 from kvorum.log import Level, Logger, LogSettings
-from kvorum.self_signed import CertificateFailed, make_certificate
+from kvorum.self_signed import CertificateFailed, provide_certificate
 from kvorum.spawn import ChildProcess
 from kvorum.urls import parse_url
 from proxy import listeners
@@ -85,11 +84,9 @@ def _with_endpoints(config: Config, logger: Logger) -> Config:
 def _provide_certificate(config: Config, logger: Logger) -> None:
     tls = config.listen_tls
     assert tls is not None
-    if Path(tls.cert_file).exists() and Path(tls.key_file).exists():
-        return
     urls = [] if config.listen_addr.startswith("unix:") else [parse_url(f"https://{config.listen_addr}")]
     try:
-        make_certificate(tls.cert_file, tls.key_file, urls, config.self_signed_cert_validity_years, logger)
+        provide_certificate(tls.cert_file, tls.key_file, urls, config.self_signed_cert_validity_years, logger)
     except CertificateFailed as error:
         raise StartFailed(str(error)) from None
 

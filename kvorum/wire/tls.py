@@ -48,3 +48,13 @@ def client_context(
         context.load_cert_chain(certificate, key)
     context.set_alpn_protocols(["h2"])
     return context
+
+
+def unreadable(*paths: str) -> str | None:
+    """Why the first of these files that cannot be read cannot; None when all can. Empty paths are no files."""
+    for path in filter(None, paths):
+        try:
+            Path(path).read_bytes()
+        except OSError as error:
+            return f"open {path}: {(error.strerror or str(error)).lower()}"
+    return None

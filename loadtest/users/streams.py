@@ -2,6 +2,7 @@
 
 import queue
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -32,7 +33,7 @@ Request = TypeVar("Request", bound=Message)
 Reply = TypeVar("Reply", bound=Message)
 
 
-class _Stream(Generic[Request, Reply]):
+class _Stream(ABC, Generic[Request, Reply]):
     """A bidirectional call that is opened again when it ends, which is reported as a failure, until the run ends."""
 
     def __init__(self, run: Run, channel: grpc.Channel, path: str, replies: type[Reply]) -> None:
@@ -55,12 +56,13 @@ class _Stream(Generic[Request, Reply]):
         if self._call is not None:
             self._call.cancel()
 
+    @abstractmethod
     def on_open(self) -> None:
         """A new call has begun: says again what the last one was told."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_reply(self, reply: Reply) -> None:
-        raise NotImplementedError
+        """One of the server's messages."""
 
     def _read(self) -> None:
         while not self._closed:
