@@ -103,7 +103,8 @@ class MemberList:
 
 
 class Registry:
-    """The proxies that are registered under a prefix; followed by a watch, read anew when that cannot go on."""
+    """The proxies that are registered under a prefix; followed by a watch, and read anew when that is lost: they are
+    few, and the cluster may have been restored to an earlier state meanwhile."""
 
     def __init__(self, upstream: Calls, prefix: bytes, *, call_later: CallLater, logger: Logger) -> None:
         """`prefix`: of the keys, with the namespace and the `/` behind it."""
@@ -112,7 +113,6 @@ class Registry:
         self._call_later = call_later
         self._logger = logger
         self._members: dict[bytes, Member] = {}
-        self._revision = 0
         self._stream: Stream | None = None
         self._stopped = False
         self.on_deleted: Callable[[bytes], None] | None = None
@@ -125,6 +125,8 @@ class Registry:
 
     def start(self) -> None:
         """Begin to follow."""
+        if self._stopped:
+            return
         request = RangeRequest(key=self._prefix, range_end=end_of_prefix(self._prefix), limit=MOST_PROXIES)
         self._upstream.call(RANGE, request.SerializeToString(), self._on_read, (), CALL_TIMEOUT_S)
 
@@ -142,21 +144,20 @@ class Registry:
             return
         if code:
             self._logger.warn("the registered proxies cannot be read", error=text)
-            self._call_later(RETRY_S, self._again)
+            self._call_later(RETRY_S, self.start)
             return
         response = RangeResponse.FromString(message)
         before = set(self._members)
         self._members = {}
         for kv in response.kvs:
             self._put(kv.key, kv.value)
-        self._revision = response.header.revision
         for key in before - set(self._members):
             self._tell(key)
-        self._watch()
+        self._watch(response.header.revision + 1)
 
-    def _watch(self) -> None:
+    def _watch(self, start_revision: int) -> None:
         create = WatchCreateRequest(
-            key=self._prefix, range_end=end_of_prefix(self._prefix), start_revision=self._revision + 1
+            key=self._prefix, range_end=end_of_prefix(self._prefix), start_revision=start_revision
         )
         self._stream = self._upstream.open(WATCH, _Handler(self._on_watch, self._on_end), ())
         self._stream.send(WatchRequest(create_request=create).SerializeToString())
@@ -168,8 +169,6 @@ class Registry:
             self._logger.warn("a watch reply cannot be read", error=str(error))
             return
         if response.canceled:
-            # Compacted, or not allowed: what is there has to be read.
-            self._revision = 0
             if self._stream is not None:
                 self._stream.cancel()
             return
@@ -179,20 +178,11 @@ class Registry:
             else:
                 self._members.pop(event.kv.key, None)
                 self._tell(event.kv.key)
-            self._revision = event.kv.mod_revision
 
     def _on_end(self, _text: str) -> None:
         self._stream = None
         if not self._stopped:
-            self._call_later(RETRY_S, self._again)
-
-    def _again(self) -> None:
-        if self._stopped:
-            return
-        if self._revision:
-            self._watch()
-        else:
-            self.start()
+            self._call_later(RETRY_S, self.start)
 
     def _put(self, key: bytes, value: bytes) -> None:
         member = registered_member(value)

@@ -8,9 +8,10 @@ shown it, or knows it to be: whatever it learns of later revisions drops what it
   nothing here takes longer with more entries.
 - A reply is kept only if its revision is at least the greatest that this proxy has seen. Replies of a member that lags
   behind, or that were under way while a write was answered, are not.
-- An entry is used for `MAX_AGE_S`: nobody tells the proxy of writes elsewhere.
+- An entry is used for `MAX_AGE_S`: nobody tells the proxy of writes and compactions elsewhere, nor of a restored
+  backup, after which even a past revision is another one.
 
-Reads at a revision of their own cannot grow old; a compaction ends them.
+Reads at a revision of their own show the past, whatever is learnt; a compaction ends them.
 """
 
 from __future__ import annotations
@@ -179,8 +180,7 @@ class RangeCache:
         old = entries.get(key)
         if old is not None:
             self._drop(old)
-        fresh_until = float("inf") if at_revision else now + MAX_AGE_S
-        entry = Entry(key, start, end, revision, reply, at_revision, leased, fresh_until, self._noted)
+        entry = Entry(key, start, end, revision, reply, at_revision, leased, now + MAX_AGE_S, self._noted)
         entries[key] = entry
         self.size_bytes += entry.size
         if not at_revision:

@@ -88,6 +88,8 @@ def parse_namespaces_file(text: str | bytes, path: str) -> NamespacesFile:
         raise NamespacesFileError(f"{where}: no valid YAML: {error.problem or error.context}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise NamespacesFileError(f"{path}: no valid YAML: {str(error).splitlines()[0]}") from None
+    except RecursionError:  # of the parser, after some hundred levels
+        raise NamespacesFileError(f"{path}: no valid YAML: nested too deeply") from None
     if root is None:
         raise NamespacesFileError(f"{path}: the file is empty")
     return _File(path).read(root)
@@ -231,7 +233,10 @@ class _File:
         if isinstance(node, yaml.ScalarNode) and node.tag.removeprefix("tag:yaml.org,2002:") in tags:
             loader = yaml.SafeLoader("")
             try:
-                yield loader.construct_object(node)
+                value = loader.construct_object(node)
+                if isinstance(value, str):
+                    value.encode()  # half of a surrogate pair is no character
+                yield value
             except (yaml.YAMLError, ValueError):
                 return
             finally:

@@ -1,7 +1,8 @@
 """Follows what the cluster holds of the tenants whose keys or bytes are limited.
 
 Each such namespace is read once, in pages at one revision, and watched from there on; all watches share one stream.
-What is lost with an endpoint is taken up again where it stopped, and read anew when that was compacted meanwhile.
+What is lost with an endpoint is taken up again where it stopped, and read anew when that was compacted meanwhile, or
+when the cluster was restored to an earlier state: a watch of a revision that it has not reached again would be silent.
 
 A *look* is what calls wait for that do not fit by the figures at hand: a linearizable read says which revision the
 cluster has, and the look ends when everything up to it is counted. So no call is refused for what had been deleted
@@ -12,6 +13,7 @@ that came before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -70,6 +72,8 @@ class Tracking:
         self._stream: Stream | None = None
         self._timer: Timer | None = None
         self._reopening: Timer | None = None
+        self._resuming: list[Follower] | None = None
+        """Whose watches go on when the cluster has said which revision it has."""
         self._closed = False
 
     def follow(self, tenants: Iterable[Tenant], reader: Reader | None) -> None:
@@ -185,7 +189,7 @@ class Tracking:
 
     def on_stream_end(self) -> None:
         """The stream is lost; another follows in a while."""
-        self._stream = None
+        self._stream = self._resuming = None
         for follower in self._followers.values():
             follower.usage.is_followed = False
         if not self._closed and self._reopening is None:
@@ -193,8 +197,22 @@ class Tracking:
 
     def _reopen(self) -> None:
         self._reopening = None
-        for follower in list(self._followers.values()):
-            follower.watch()
+        known = [follower for follower in self._followers.values() if follower.usage.revision is not None]
+        if known:
+            self._resuming = known
+            known[0].ask_revision(partial(self._resume, known))
+
+    def _resume(self, followers: list[Follower], code: int, _text: str, reply: bytes) -> None:
+        """What the cluster's revision is now is known, or is to be asked again."""
+        if self._resuming is not followers:
+            return
+        self._resuming = None
+        if code:
+            self.on_stream_end()
+            return
+        revision = RangeResponse.FromString(reply).header.revision
+        for follower in followers:
+            follower.resume(revision)
 
     def _on_waiting(self, tenant: Tenant) -> None:
         follower = self._by_tenant.get(tenant)
@@ -320,6 +338,22 @@ class Follower:
         )
         self._tracking.send(WatchRequest(create_request=create))
 
+    def ask_revision(self, done: UnaryDone) -> None:
+        """Ask which revision the cluster has, at the least."""
+        request = RangeRequest(key=self._range[0], range_end=self._range[1], count_only=True, limit=1)
+        self._tracking.call(RANGE, request.SerializeToString(), done)
+
+    def resume(self, revision: int) -> None:
+        """Go on after the stream was lost; the cluster has this revision, or had it a moment ago."""
+        if self._stopped or self.usage.revision is None:
+            return
+        if revision < self.usage.revision:
+            self._tracking.logger.warn("the cluster has gone back to an earlier state", tenant=self._tenant.name)
+            self.usage.forget()
+            self.read()
+        else:
+            self.watch()
+
     def on_reply(self, response: WatchResponse) -> None:
         if response.canceled:
             self.usage.is_followed = False
@@ -377,8 +411,7 @@ class Follower:
                 self._end_look(found=False)
 
         tracking.call_later(LOOK_S, give_up)
-        request = RangeRequest(key=self._range[0], range_end=self._range[1], count_only=True, limit=1)
-        tracking.call(RANGE, request.SerializeToString(), done)
+        self.ask_revision(done)
 
     def _check_look(self) -> None:
         if self._looking is not None and self._target is not None and (self.usage.revision or 0) >= self._target:

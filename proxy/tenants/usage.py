@@ -92,6 +92,14 @@ class Usage:
         self.is_followed = False
         self._reading = None
 
+    def forget(self) -> None:
+        """The cluster has gone back to an earlier state: what was known does not hold, and the revisions at which
+        writes were acknowledged come anew."""
+        self.lose()
+        for _, _, growth in self._acknowledged:
+            self.on_refused(growth)
+        self._acknowledged.clear()
+
     def on_events(self, events: Iterable[Event], revision: int) -> None:
         """Events in order; with them everything up to `revision` is known."""
         sizes = self._sizes

@@ -163,12 +163,18 @@ def test_the_registry_follows() -> None:
     assert deleted == [b"p/b"]
     stream.end(14, "lost")
     timers.advance(1.0)
-    assert WatchRequest.FromString(upstream.streams[1].take()[0]).create_request.start_revision == 9
+    kvs = [{"key": b"p/a", "value": registered_value("a:1", "ha")}, {"key": b"p/c", "value": registered_value("c", "")}]
+    upstream.answer(RANGE, RangeResponse(header={"revision": 3}, kvs=kvs))  # restored: its revisions begin anew
+    assert WatchRequest.FromString(upstream.streams[1].take()[0]).create_request.start_revision == 4
+    assert [member.clientURLs[0] for member in registry.members] == ["a:1", "c"]
     upstream.streams[1].handler.on_message(WatchResponse(canceled=True, compact_revision=20).SerializeToString())
     timers.advance(1.0)
     upstream.answer(RANGE, RangeResponse(header={"revision": 30}))
     assert registry.members == []
-    assert deleted == [b"p/b", b"p/a"]
+    assert deleted == [b"p/b", b"p/a", b"p/c"]
+    registry.stop()
+    timers.advance(1.0)
+    assert not upstream.calls
 
 
 # Live, beside the reference.

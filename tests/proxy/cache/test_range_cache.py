@@ -59,12 +59,13 @@ def test_a_reply_is_used_for_a_while(kept: Kept) -> None:
     assert len(kept.cache) == 0 and kept.cache.size_bytes == 0
 
 
-def test_a_reply_at_a_revision_does_not_age(kept: Kept) -> None:
+def test_a_reply_at_a_revision_is_of_the_past_and_used_for_a_while_too(kept: Kept) -> None:
     kept.put("a", b"a", at_revision=3)
     kept.cache.saw_key(b"a", 9)
     kept.cache.saw_range(b"a", b"b", 9)
     kept.cache.saw_revoke(9)
-    assert kept.has("a", now=1e9) == [True]
+    assert kept.has("a", now=MAX_AGE_S - 0.01) == [True]
+    assert kept.has("a", now=MAX_AGE_S) == [False]
 
 
 @pytest.mark.parametrize(("revision", "stays"), [(5, True), (6, False)])

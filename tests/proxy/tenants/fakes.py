@@ -69,6 +69,12 @@ class FakeUpstream:
         """Answer a call; its request."""
         return self._end(path, 0, "", reply.SerializeToString())
 
+    def answer_last(self, path: str, reply: Message) -> bytes:
+        """Answer the youngest call of a path."""
+        index = max(index for index, call in enumerate(self.calls) if call[0] == path)
+        self.calls.insert(0, self.calls.pop(index))
+        return self.answer(path, reply)
+
     def refuse(self, path: str, code: int, text: str) -> bytes:
         """End a call with an error; its request."""
         return self._end(path, code, text, b"")

@@ -62,6 +62,11 @@ class Followed:
         self.tell(WatchResponse(watch_id=request.watch_id, created=True))
         return request.watch_id
 
+    def reopen(self, revision: int = 10) -> None:
+        """A lost stream is opened again, once the cluster has said which revision it has."""
+        self.timers.advance(RETRY_S)
+        self.upstream.answer_last(RANGE, RangeResponse(header={"revision": revision}))
+
     def tell(self, response: WatchResponse) -> None:
         self.stream.handler.on_message(response.SerializeToString())
 
@@ -130,10 +135,40 @@ def test_a_lost_stream_goes_on_where_it_stopped() -> None:
     watch_id = followed.started([])
     followed.events(watch_id, (b"k", b""), revision=11)
     followed.stream.end(14, "lost")
-    followed.timers.advance(RETRY_S)
+    followed.reopen(11)
     (message,) = followed.stream.take()
     assert WatchRequest.FromString(message).create_request.start_revision == 12
     assert len(followed.upstream.streams) == 2
+
+
+def test_while_the_revision_of_the_cluster_cannot_be_had_it_is_asked_for_again() -> None:
+    followed = Followed()
+    followed.started([])
+    followed.stream.end(14, "lost")
+    followed.timers.advance(RETRY_S)
+    followed.upstream.refuse(RANGE, 14, "away")
+    followed.reopen()
+    followed.create()
+    assert len(followed.upstream.streams) == 2
+
+
+def test_a_cluster_that_was_restored_to_an_earlier_state_is_read_anew() -> None:
+    followed = Followed()
+    followed.started([b"k", b"l"])
+    passage = followed.put(b"k")
+    assert passage is not None
+    passage.settle(0, "", PutResponse(header={"revision": 12}).SerializeToString())
+    followed.stream.end(14, "lost")
+    followed.reopen(3)
+    assert not followed.tracking.ready
+    outcome = followed.put_later(b"m")
+    followed.read([b"k"], 3)
+    followed.create()
+    followed.upstream.answer(RANGE, RangeResponse(header={"revision": 3}))
+    assert outcome == [None]
+    usage = followed.tenant.usage
+    assert usage is not None
+    assert (usage.keys, usage.revision, usage.waits_for) == (1, 3, None)
 
 
 def test_another_endpoint_gets_the_watches() -> None:
@@ -141,7 +176,7 @@ def test_another_endpoint_gets_the_watches() -> None:
     followed.started([])
     followed.tracking.move()
     assert followed.stream.ended
-    followed.timers.advance(RETRY_S)
+    followed.reopen()
     followed.create()
     assert len(followed.upstream.streams) == 2
 
@@ -151,7 +186,7 @@ def test_while_the_stream_is_lost_figures_are_too_old_to_admit_by() -> None:
     followed.started([])
     followed.stream.end(14, "lost")
     outcome = followed.put_later(b"k")
-    followed.timers.advance(RETRY_S)
+    followed.reopen()
     watch_id = followed.create()
     followed.upstream.answer(RANGE, RangeResponse(header={"revision": 12}))
     assert outcome == []
@@ -354,6 +389,8 @@ def test_a_watch_that_is_refused_is_tried_again_with_another_token() -> None:
     refused = WatchResponse(watch_id=-1, created=True, canceled=True, cancel_reason="no")
     followed.tell(refused)
     followed.timers.advance(RETRY_S)
+    followed.upstream.answer(AUTHENTICATE, AuthenticateResponse(token="two"))
+    followed.reopen()
     assert len(followed.upstream.streams) == 2
 
 
