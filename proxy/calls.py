@@ -18,7 +18,7 @@ from proxy.callers import Caller, Callers
 from proxy.namespaces.passage import Later, Passage, Retry
 from proxy.paths import CAMPAIGN, HEALTH_WATCH, LOCK, OBSERVE, RANGE_STREAM, SNAPSHOT
 from proxy.upstream.upstream import PATIENCE_S
-from proxy.upstream.way import UnaryWay, Way
+from proxy.upstream.way import Call, Way
 
 ENDLESS: Final = frozenset({LOCK, CAMPAIGN, OBSERVE, HEALTH_WATCH})
 """Calls that may last for ever."""
@@ -42,14 +42,13 @@ def answer_through(
     answer(connection, stream_id, *passage.settle(code, text, message))
 
 
-def pass_through(upstream: UnaryWay, callers: Callers, paths: Iterable[str]) -> dict[str, UnaryHandler]:
-    """Handlers of unary calls in which nothing is looked at but what the caller's namespace asks for."""
-    return {path: _passing(upstream, callers, path) for path in paths}
+def pass_through(call: Call, callers: Callers, paths: Iterable[str]) -> dict[str, UnaryHandler]:
+    """Handlers of unary calls, passed on by `call`; nothing is looked at but what the caller's namespace asks for."""
+    return {path: _passing(call, callers, path) for path in paths}
 
 
-def _passing(upstream: UnaryWay, callers: Callers, path: str) -> UnaryHandler:
+def _passing(call: Call, callers: Callers, path: str) -> UnaryHandler:
     resolve = callers.resolve_or_wait
-    call = upstream.call
 
     def handle(connection: ServerConnection, stream_id: int, head: Head, message: bytes) -> None:
         try:

@@ -68,7 +68,7 @@ class PassThrough:
             *paths.ELECTION,
             paths.HEALTH_CHECK,
         )
-        return calls.pass_through(self._upstream, self._callers, passed)
+        return calls.pass_through(self._upstream.call, self._callers, passed)
 
     def streams(self) -> dict[str, StreamOpen]:
         return self._relays.of(
@@ -122,6 +122,7 @@ class Services:
         self.watches = WatchService(
             way, self.callers.resolve, now=loop.time, call_soon=loop.call_soon, call_later=loop.call_later
         )
+        upstream.on_change(self.watches.move)
         services: list[Service] = [
             PassThrough(way, self.callers, self.relays),
             reads,

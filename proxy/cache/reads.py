@@ -9,7 +9,6 @@ from typing import Final
 from kvorum.errors import ApiError
 from kvorum.wire import grpc
 from kvorum.wire.calls import CallHandler, ClientStream, Fields, UnaryDone
-from kvorum.wire.client import GivenMetadata
 from kvorum.wire.head import Head
 from kvorum.wire.routes import StreamOpen, UnaryHandler
 from kvorum.wire.server_connection import ServerConnection
@@ -18,7 +17,6 @@ from proxy.cache.learning import LESSONS, Learner, header_revision, linearizable
 from proxy.callers import Caller, Callers
 from proxy.namespaces.passage import Later, Passage
 from proxy.paths import CAMPAIGN, LOCK, RANGE, RANGE_STREAM, WATCH
-from proxy.upstream.upstream import Ticket
 from proxy.upstream.way import Way
 
 _LEARNT_STREAMS: Final = frozenset({RANGE_STREAM, LOCK, CAMPAIGN})
@@ -31,36 +29,24 @@ class LearningUpstream:
         self._upstream = upstream
         self._learner = learner
 
-    def cancel(self, ticket: Ticket) -> None:
-        """See Upstream."""
-        self._upstream.cancel(ticket)
-
-    def flush(self) -> None:
-        """See Upstream."""
-        self._upstream.flush()
-
-    def on_change(self, listener: Callable[[], None]) -> None:
-        """See Upstream."""
-        self._upstream.on_change(listener)
-
     def call(
         self,
         path: str,
         message: bytes,
         done: UnaryDone,
-        metadata: GivenMetadata | Fields | None = None,
+        metadata: Fields | None = None,
         timeout_s: float | None = None,
-    ) -> Ticket:
+    ) -> None:
         """See Upstream."""
         if path in LESSONS:
             done = partial(self._learn, path, message, done)
-        return self._upstream.call(path, message, done, metadata, timeout_s)
+        self._upstream.call(path, message, done, metadata, timeout_s)
 
     def open(
         self,
         path: str,
         handler: CallHandler,
-        metadata: GivenMetadata | Fields | None = None,
+        metadata: Fields | None = None,
         timeout_s: float | None = None,
     ) -> ClientStream:
         """See Upstream."""

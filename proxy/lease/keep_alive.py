@@ -19,7 +19,6 @@ from kvorum.errors import ApiError, Code, Status, unmarshal_error
 from kvorum.pb.rpc_pb2 import LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseRevokeRequest
 from kvorum.wire import grpc
 from kvorum.wire.calls import ClientStream, Fields, UnaryDone
-from kvorum.wire.client import GivenMetadata
 from kvorum.wire.head import Head
 from kvorum.wire.routes import CancelReason, StreamHandler, StreamOpen, UnaryHandler
 from kvorum.wire.server_calls import ServerStream
@@ -27,7 +26,6 @@ from proxy import calls
 from proxy.callers import Caller, Callers
 from proxy.lease.renewals import Renewals
 from proxy.paths import KEEP_ALIVE, LEASE_REVOKE
-from proxy.upstream.upstream import Ticket
 from proxy.upstream.way import CallLater, CallSoon, Timer, Way
 
 MAX_PENDING: Final = 1024
@@ -315,7 +313,7 @@ class KeepAliveService:
 
     def unary(self) -> dict[str, UnaryHandler]:
         """The unary method of etcdserverpb.Lease that is looked at."""
-        return calls.pass_through(_Revokes(self), self._callers, (LEASE_REVOKE,))
+        return calls.pass_through(self._revoke, self._callers, (LEASE_REVOKE,))
 
     def streams(self) -> dict[str, StreamOpen]:
         """The streaming method of etcdserverpb.Lease."""
@@ -354,27 +352,13 @@ class KeepAliveService:
         source.join(client, self._numbers)
         return client
 
-
-class _Revokes:
-    """The way of LeaseRevoke calls."""
-
-    def __init__(self, service: KeepAliveService) -> None:
-        self._service = service
-
-    def call(
-        self,
-        path: str,
-        message: bytes,
-        done: UnaryDone,
-        metadata: GivenMetadata | Fields | None = None,
-        timeout_s: float | None = None,
-    ) -> Ticket:
-        return self._service.upstream.call(path, message, partial(self._revoked, message, done), metadata, timeout_s)
+    def _revoke(self, path: str, message: bytes, done: UnaryDone, metadata: Fields, timeout_s: float | None) -> None:
+        self.upstream.call(path, message, partial(self._revoked, message, done), metadata, timeout_s)
 
     def _revoked(self, message: bytes, done: UnaryDone, code: int, text: str, reply: bytes) -> None:
         # Also after an error: the revoke may have been done, or the lease may be unknown.
         try:
-            self._service.forget(LeaseRevokeRequest.FromString(message).ID)
+            self.forget(LeaseRevokeRequest.FromString(message).ID)
         except DecodeError:
             assert code, "a member cannot read more than the proxy"
         done(code, text, reply)

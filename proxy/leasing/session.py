@@ -7,7 +7,7 @@ that also holds when the endpoint in use is lost.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -43,12 +43,19 @@ LAST_PAUSE_S: Final = 10.0
 CALL_TIMEOUT_S: Final = 7.0
 
 
+class Upstream(Way, Protocol):
+    """What is used of the way to the cluster."""
+
+    def flush(self) -> None:
+        """Write what calls have produced."""
+
+
 class Session:
     """Keeps the ownership's lease and its `valid_until`. `on_event` gets the events of all leasing keys, in order."""
 
     def __init__(
         self,
-        upstream: Way,
+        upstream: Upstream,
         leasing: LeasingKeys,
         ownership: Ownership,
         on_event: Callable[[Event], None],

@@ -19,15 +19,13 @@ from kvorum.pb.rpc_pb2 import (
     TxnResponse,
 )
 from kvorum.wire.calls import CallHandler, ClientStream, Fields, UnaryDone
-from kvorum.wire.client import GivenMetadata
 from proxy.cache.learning import NOT_DONE, lone_key
 from proxy.leasing import guards
 from proxy.leasing.guards import REVOKE, LeasingKeys, Range
 from proxy.leasing.ownership import BLOCKED_S, Ownership, reply_of
-from proxy.leasing.session import Session
+from proxy.leasing.session import Session, Upstream
 from proxy.paths import DELETE_RANGE, PUT, RANGE, TXN
-from proxy.upstream.upstream import Ticket, encode
-from proxy.upstream.way import CallLater, Timer, Way
+from proxy.upstream.way import CallLater, Timer
 
 ASK_AGAIN_S: Final = 1.0
 """A writer that waits for an owner asks again after this."""
@@ -55,7 +53,7 @@ class LeasingWay:
 
     def __init__(
         self,
-        upstream: Way,
+        upstream: Upstream,
         leasing: LeasingKeys,
         *,
         now: Callable[[], float],
@@ -99,56 +97,45 @@ class LeasingWay:
         path: str,
         message: bytes,
         done: UnaryDone,
-        metadata: GivenMetadata | Fields | None = None,
+        metadata: Fields | None = None,
         timeout_s: float | None = None,
-    ) -> Ticket:
-        """See Upstream. Of a call that takes several steps the ticket is that of the first."""
-        fields = metadata if isinstance(metadata, tuple) else encode(metadata)
+    ) -> None:
+        """See Upstream."""
+        fields = metadata or ()
         if path == RANGE:
             key = lone_key(message)
             if key is not None and self._may_own(key, fields) and self.ownership.begin_acquire(key, self.now()):
-                return self._acquire(key, message, done, fields, timeout_s)
+                self._acquire(key, message, done, fields, timeout_s)
+                return
         elif path in (PUT, DELETE_RANGE, TXN):
             operation = _operation(path, message)
             if operation is not None:
                 keys, ranges = guards.targets(operation, self.leasing)
                 if keys or ranges:
-                    write = _Write(self, operation, keys, ranges, done, fields, timeout_s)
-                    return write.attempt()
-        return self.upstream.call(path, message, done, fields, timeout_s)
-
-    def cancel(self, ticket: Ticket) -> None:
-        """See Upstream."""
-        self.upstream.cancel(ticket)
+                    _Write(self, operation, keys, ranges, done, fields, timeout_s).attempt()
+                    return
+        self.upstream.call(path, message, done, fields, timeout_s)
 
     def open(
         self,
         path: str,
         handler: CallHandler,
-        metadata: GivenMetadata | Fields | None = None,
+        metadata: Fields | None = None,
         timeout_s: float | None = None,
     ) -> ClientStream:
         """See Upstream."""
         return self.upstream.open(path, handler, metadata, timeout_s)
-
-    def flush(self) -> None:
-        """See Upstream."""
-        self.upstream.flush()
-
-    def on_change(self, listener: Callable[[], None]) -> None:
-        """See Upstream."""
-        self.upstream.on_change(listener)
 
     # Reads.
 
     def _may_own(self, key: bytes, fields: Fields) -> bool:
         return not self.leasing.is_one(key) and not any(name in _WHO for name, _ in fields)
 
-    def _acquire(self, key: bytes, message: bytes, done: UnaryDone, fields: Fields, timeout_s: float | None) -> Ticket:
+    def _acquire(self, key: bytes, message: bytes, done: UnaryDone, fields: Fields, timeout_s: float | None) -> None:
         lease = self.ownership.lease
         request = guards.acquire(key, self.leasing.of(key), lease).SerializeToString()
         acquired = partial(self._acquired, key, lease, message, done, fields, timeout_s)
-        return self.upstream.call(TXN, request, acquired, fields, timeout_s)
+        self.upstream.call(TXN, request, acquired, fields, timeout_s)
 
     def _acquired(
         self,
@@ -241,7 +228,7 @@ class _Write:
         self._pending: set[bytes] = set()
         self._timer: Timer | None = None
 
-    def attempt(self) -> Ticket:
+    def attempt(self) -> None:
         """Sends the write."""
         way = self._way
         ownership = way.ownership
@@ -254,9 +241,7 @@ class _Write:
         ownership.begin_write([key for key, _ in own])
         request = guards.guarded(self._operation, guarded, self._ranges, way.leasing, [key for key, _ in own])
         timeout_s = max(0.0, self._until - way.now())
-        return way.upstream.call(
-            TXN, request.SerializeToString(), partial(self._answered, own), self._fields, timeout_s
-        )
+        way.upstream.call(TXN, request.SerializeToString(), partial(self._answered, own), self._fields, timeout_s)
 
     def _answered(self, own: list[tuple[bytes, int]], code: int, text: str, reply: bytes) -> None:
         way = self._way

@@ -72,7 +72,7 @@ class Ticket(UnaryClientCall):
 
 
 class Upstream:
-    """Calls to the cluster. Metadata is a mapping, or fields as `encode_metadata` gives them, as a tuple."""
+    """Calls to the cluster. Metadata is given as `encode` makes it."""
 
     def __init__(
         self,
@@ -114,14 +114,14 @@ class Upstream:
         path: str,
         message: bytes,
         done: UnaryDone,
-        metadata: GivenMetadata | Fields | None = None,
+        metadata: Fields | None = None,
         timeout_s: float | None = None,
-    ) -> Ticket:
+    ) -> None:
         """A unary call; `done` gets (code, text, message), never within this call."""
         channel = self._channel
         ticket = Ticket(
             path,
-            metadata if isinstance(metadata, tuple) else encode(metadata),
+            metadata or (),
             None if timeout_s is None else self._loop.time() + timeout_s,
             message,
             _unsettled,
@@ -132,23 +132,17 @@ class Upstream:
         ticket.give_up_at = 0.0
         ticket.answers = 0
         channel.launch(ticket)
-        return ticket
-
-    def cancel(self, ticket: Ticket) -> None:
-        """End a call now; it is told CANCELLED."""
-        ticket.channel.cancel(ticket)
 
     def open(
         self,
         path: str,
         handler: CallHandler,
-        metadata: GivenMetadata | Fields | None = None,
+        metadata: Fields | None = None,
         timeout_s: float | None = None,
     ) -> ClientStream:
         """A stream to the endpoint in use. When that is lost the handler gets UNAVAILABLE, and opens it again."""
         deadline_at = None if timeout_s is None else self._loop.time() + timeout_s
-        fields = metadata if isinstance(metadata, tuple) else encode(metadata)
-        stream = ClientStream(path, fields, deadline_at, _unsettled, handler)
+        stream = ClientStream(path, metadata or (), deadline_at, _unsettled, handler)
         self._channel.launch(stream)
         return stream
 

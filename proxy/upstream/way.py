@@ -6,8 +6,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 from kvorum.wire.calls import CallHandler, ClientStream, Fields, UnaryDone
-from kvorum.wire.client import GivenMetadata
-from proxy.upstream.upstream import Ticket
 
 
 class Timer(Protocol):
@@ -22,8 +20,12 @@ CallLater = Callable[[float, Callable[[], None]], Timer]
 """A loop's methods."""
 
 
+Call = Callable[[str, bytes, UnaryDone, Fields, float | None], object]
+"""(path, message, done, metadata, timeout_s): see `UnaryCalls.call`."""
+
+
 class UnaryCalls(Protocol):
-    """All that some use of the way: calls that nobody ends early."""
+    """Unary calls to the cluster; see `Upstream`."""
 
     def call(
         self,
@@ -34,7 +36,7 @@ class UnaryCalls(Protocol):
         timeout_s: float | None = None,
         /,
     ) -> object:
-        """A unary call; see `UnaryWay`."""
+        """A unary call; `done` gets (code, text, message), never within this call."""
 
 
 class Stream(Protocol):
@@ -48,43 +50,16 @@ class Stream(Protocol):
 
 
 class Calls(UnaryCalls, Protocol):
-    """`UnaryCalls`, and streams."""
+    """`UnaryCalls`, and streams of which no more is used than that."""
 
     def open(self, path: str, handler: CallHandler, metadata: Fields | None = None, /) -> Stream:
         """A stream to the endpoint in use; see `Way`."""
 
 
-class UnaryWay(Protocol):
-    """Unary calls to the cluster; see `Upstream`."""
-
-    def call(
-        self,
-        path: str,
-        message: bytes,
-        done: UnaryDone,
-        metadata: GivenMetadata | Fields | None = None,
-        timeout_s: float | None = None,
-    ) -> Ticket:
-        """A unary call; `done` gets (code, text, message), never within this call."""
-
-
-class Way(UnaryWay, Protocol):
-    """Calls to the cluster; see `Upstream`."""
-
-    def cancel(self, ticket: Ticket) -> None:
-        """End a call now; it is told CANCELLED."""
+class Way(UnaryCalls, Protocol):
+    """`UnaryCalls`, and streams; see `Upstream`."""
 
     def open(
-        self,
-        path: str,
-        handler: CallHandler,
-        metadata: GivenMetadata | Fields | None = None,
-        timeout_s: float | None = None,
+        self, path: str, handler: CallHandler, metadata: Fields | None = None, timeout_s: float | None = None, /
     ) -> ClientStream:
         """A stream to the endpoint in use. When that is lost the handler gets UNAVAILABLE, and opens it again."""
-
-    def flush(self) -> None:
-        """Write what calls have produced."""
-
-    def on_change(self, listener: Callable[[], None]) -> None:
-        """`listener` is called whenever another endpoint has come into use."""

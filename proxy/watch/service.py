@@ -29,18 +29,12 @@ class Caller(Protocol):
     def tenant(self) -> Tenant | None: ...
 
 
-class ChangingUpstream(Upstream, Protocol):
-    """An upstream that says when its endpoint has changed."""
-
-    def on_change(self, listener: Callable[[], None], /) -> None: ...
-
-
 class WatchService:
     """Opens Watch streams. `call_soon` and `call_later` are the loop's."""
 
     def __init__(
         self,
-        upstream: ChangingUpstream,
+        upstream: Upstream,
         resolve: Callable[[Any, Any], Caller],
         *,
         call_soon: CallSoon,
@@ -51,7 +45,6 @@ class WatchService:
         self._resolve = resolve
         self._sessions: dict[Fields, Session] = {}
         self._namespaces: dict[bytes, Namespace] = {}
-        upstream.on_change(self._on_change)
 
     def unary(self) -> dict[str, UnaryHandler]:
         """The service has no unary method."""
@@ -97,7 +90,8 @@ class WatchService:
             for stream in list(session.streams):
                 stream.end(Code(status.code), status.message)
 
-    def _on_change(self) -> None:
+    def move(self) -> None:
+        """Another endpoint is in use: the streams go there too."""
         for session in list(self._sessions.values()):
             session.move()
 

@@ -30,7 +30,7 @@ class Front:
 async def front_of(upstream: Upstream) -> AsyncIterator[Front]:
     callers = Callers()
     relays = Relays(upstream, callers)
-    unary = pass_through(upstream, callers, (RANGE, PUT))
+    unary = pass_through(upstream.call, callers, (RANGE, PUT))
     server = Server(unary=unary, streams=relays.of((RANGE_STREAM, LOCK, OBSERVE)))
     sock = reusable(0)
     listener = await asyncio.get_running_loop().create_server(server.protocol_factory, sock=sock)

@@ -21,14 +21,13 @@ async def test_all_calls_go_to_the_one_in_use(upstream: Upstream, one: Fake, oth
 
 
 @with_members(1)
-async def test_metadata_arrives_given_as_a_mapping_or_encoded(upstream: Upstream, one: Fake) -> None:
-    for metadata in ({"token": "abc"}, encode({"token": "abc"})):
-        told = Told()
-        upstream.call(RANGE, b"", told, metadata, 20.0)
-        await told.answer
-        assert one.heads[-1].metadata == {"token": ("abc",)}
-        timeout_s = one.heads[-1].timeout_s
-        assert timeout_s is not None and 15.0 < timeout_s <= 20.0
+async def test_metadata_and_deadline_arrive(upstream: Upstream, one: Fake) -> None:
+    told = Told()
+    upstream.call(RANGE, b"", told, encode({"token": "abc"}), 20.0)
+    await told.answer
+    assert one.heads[-1].metadata == {"token": ("abc",)}
+    timeout_s = one.heads[-1].timeout_s
+    assert timeout_s is not None and 15.0 < timeout_s <= 20.0
 
 
 @with_members(2)
@@ -136,16 +135,6 @@ async def test_a_stream_ends_with_its_member_and_the_next_goes_to_another(
     assert (await ended.end)[0] == Code.UNAVAILABLE
     upstream.open(WATCH, Ended()).send(b"create")
     await until(lambda: bool(other.streams))
-
-
-@with_members(1)
-async def test_a_call_that_is_cancelled_is_told_so(upstream: Upstream, one: Fake) -> None:
-    one.act = one.hold
-    told = Told()
-    ticket = upstream.call(RANGE, b"", told)
-    await until(lambda: bool(one.held))
-    upstream.cancel(ticket)
-    assert (await told.answer)[0] == Code.CANCELLED
 
 
 def test_endpoints_that_leave_the_cluster_are_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,12 +88,6 @@ class Upstream:
     def open(self, path: str, handler: Any, metadata: Any, timeout_s: float | None) -> Any:
         return handler
 
-    def cancel(self, ticket: Any) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def on_change(self, listener: Any) -> None: ...
-
 
 class Connection:
     def __init__(self) -> None:

@@ -28,9 +28,9 @@ from kvorum.pb.rpc_pb2 import (
 )
 from kvorum.wire import grpc
 from proxy.leasing.guards import LeasingKeys
+from proxy.leasing.session import Upstream as LeasingUpstream
 from proxy.leasing.way import LeasingWay
 from proxy.paths import DELETE_RANGE, KEEP_ALIVE, LEASE_GRANT, LEASE_REVOKE, PUT, RANGE, TXN
-from proxy.upstream.way import Way
 from tests.apply.mvcc_model import Model
 
 METHODS: dict[str, Any] = {
@@ -294,11 +294,7 @@ class Upstream:
         for stream in list(self.streams):
             stream.end(Code.UNAVAILABLE, "connection lost")
 
-    def cancel(self, ticket: Any) -> None: ...
-
     def flush(self) -> None: ...
-
-    def on_change(self, listener: Any) -> None: ...
 
 
 @dataclass
@@ -313,7 +309,7 @@ class Proxy:
     def __post_init__(self) -> None:
         clock = self.cluster.clock
         self.way = LeasingWay(
-            cast(Way, self.upstream),
+            cast(LeasingUpstream, self.upstream),
             LeasingKeys(self.namespace, b"leasing/"),
             now=lambda: clock.now,
             call_later=clock.later,

@@ -139,9 +139,6 @@ class FakeUpstream:
             self.refusing.append(end)
         return end
 
-    def on_change(self, listener: Callable[[], None]) -> None:
-        self.listeners.append(listener)
-
     # what the world does to it
 
     def step_calls(self) -> bool:
@@ -239,6 +236,7 @@ class ProxyWorld:
             call_later=self.member.call_later,
             now=lambda: self.member.now_s,
         )
+        self.upstream.listeners.append(self.service.move)
         self.fronts = [self]
 
     def __getattr__(self, name: str) -> Any:
