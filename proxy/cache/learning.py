@@ -38,7 +38,7 @@ NOT_DONE: Final = frozenset(
 """A write that ends with one of these has changed nothing; with another one it may have."""
 
 LOOK_BYTES: Final = 4096
-"""A larger reply is not searched for leases and revisions, which would cost more than it spares."""
+"""A larger reply is not searched for revisions, which would cost more than it spares."""
 
 
 def header_revision(reply: bytes) -> int:
@@ -115,7 +115,6 @@ class Learner:
         revision = header_revision(reply)
         asked = RangeRequest.FromString(request)
         found = RangeResponse.FromString(reply) if len(reply) <= LOOK_BYTES else None
-        leased = found is None or asked.keys_only or asked.count_only or any(kv.lease for kv in found.kvs)
         if asked.revision <= 0:
             self._saw_range(asked, found, revision)
         cache.put(
@@ -126,7 +125,6 @@ class Learner:
             shown,
             now,
             at_revision=max(asked.revision, 0),
-            leased=leased,
         )
         cache.saw(revision)
 
@@ -213,7 +211,8 @@ class Learner:
         self.cache.saw_compaction(CompactionRequest.FromString(request).revision)
 
     def revoke(self, _request: bytes, _reply: bytes, revision: int) -> None:
-        self.cache.saw_revoke(revision)
+        # Keys may have got the lease, and lost it now, since a reply was kept: it does not tell.
+        self.cache.saw_range(b"\0", b"\0", revision)
 
     def lock(self, _request: bytes, reply: bytes, revision: int) -> None:
         self.cache.saw_key(LockResponse.FromString(reply).key, revision)

@@ -54,7 +54,6 @@ class Entry:
         "end",
         "fresh_until",
         "key",
-        "leased",
         "looked_at",
         "reply",
         "revision",
@@ -70,7 +69,6 @@ class Entry:
         revision: int,
         reply: bytes,
         at_revision: int,
-        leased: bool,
         fresh_until: float,
         looked_at: int,
     ) -> None:
@@ -82,8 +80,6 @@ class Entry:
         self.reply = reply
         self.at_revision = at_revision
         """The revision that the request asked for; 0: the latest."""
-        self.leased = leased
-        """Whether it may hold keys with leases."""
         self.fresh_until = fresh_until
         self.looked_at = looked_at
         """The number of the last note that it was compared with."""
@@ -110,7 +106,6 @@ class RangeCache:
         self._forgotten = 0
         """The number of the latest note that is gone."""
         self._compacted = 0
-        self._revoked_at = 0
         self.newest = 0
         """The greatest revision that any reply has shown."""
         self.size_bytes = 0
@@ -164,12 +159,11 @@ class RangeCache:
         now: float,
         *,
         at_revision: int = 0,
-        leased: bool = True,
     ) -> bool:
         """Keeps a reply as the answer to `key`; whether it may be kept.
 
-        `revision` is the reply's; `at_revision` the one that was asked for, 0 for the latest; `leased` says whether
-        keys in it may have leases. What the reply shows is to be told before, with `saw_key` or `saw_range`.
+        `revision` is the reply's; `at_revision` the one that was asked for, 0 for the latest. What the reply shows is
+        to be told before, with `saw_key` or `saw_range`.
         """
         # The request alone is bounded by the wire, so an entry is at most one message of it larger than the share.
         if len(reply) > self._bound_bytes // MAX_SHARE or len(key[2]) > self._bound_bytes // MAX_SHARE:
@@ -180,7 +174,7 @@ class RangeCache:
         old = entries.get(key)
         if old is not None:
             self._drop(old)
-        entry = Entry(key, start, end, revision, reply, at_revision, leased, now + MAX_AGE_S, self._noted)
+        entry = Entry(key, start, end, revision, reply, at_revision, now + MAX_AGE_S, self._noted)
         entries[key] = entry
         self.size_bytes += entry.size
         if not at_revision:
@@ -239,14 +233,6 @@ class RangeCache:
         if self._entries:
             self._note(start, end, self.newest + 1)
 
-    def saw_revoke(self, revision: int) -> None:
-        """A lease has been revoked at this revision: keys that had it are gone."""
-        if self._shared is not None:
-            self._shared.note_revoke(revision)
-        if self._entries:
-            self._revoked_at = max(self._revoked_at, revision)
-            self._noted += 1
-
     def saw_compaction(self, revision: int) -> None:
         """What was before this revision is compacted."""
         if self._shared is not None:
@@ -298,7 +284,7 @@ class RangeCache:
             if entry.at_revision < self._compacted:
                 return False
         else:
-            if entry.looked_at < self._forgotten or (entry.leased and entry.revision < self._revoked_at):
+            if entry.looked_at < self._forgotten:
                 return False
             for (start, end), (revision, number) in reversed(self._notes.items()):
                 if number <= entry.looked_at:
@@ -316,8 +302,6 @@ class RangeCache:
             return False
         if entry.at_revision:
             return entry.at_revision >= shared.compacted
-        if entry.leased and entry.revision < shared.revoked:
-            return False
         return entry.revision >= (shared.any if entry.end else shared.key(entry.start))
 
     def _drop_older(self, entries: Iterable[Entry], since: int) -> None:

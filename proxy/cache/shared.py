@@ -20,9 +20,8 @@ _RANGES: Final = 0
 """The greatest revision that a whole range is known of."""
 _ANY: Final = 1
 """The greatest revision that anything is known of."""
-_REVOKED: Final = 2
-_COMPACTED: Final = 3
-_CLEARED: Final = 4
+_COMPACTED: Final = 2
+_CLEARED: Final = 3
 """How often everything was to be forgotten."""
 _KEYS: Final = 8
 
@@ -48,10 +47,6 @@ class Shared:
         self._raise(_RANGES, revision)
         self._raise(_ANY, revision)
 
-    def note_revoke(self, revision: int) -> None:
-        """A lease was revoked at this revision."""
-        self._raise(_REVOKED, revision)
-
     def note_compaction(self, revision: int) -> None:
         """Earlier revisions are compacted."""
         self._raise(_COMPACTED, revision)
@@ -69,11 +64,6 @@ class Shared:
     def any(self) -> int:
         """An entry of a range that is older is not to be used."""
         return max([other[_ANY] for other in self._others])
-
-    @property
-    def revoked(self) -> int:
-        """An entry with leased keys that is older is not to be used."""
-        return max([other[_REVOKED] for other in self._others])
 
     @property
     def compacted(self) -> int:

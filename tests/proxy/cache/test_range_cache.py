@@ -25,12 +25,11 @@ class Kept:
         *,
         at: float = 0.0,
         at_revision: int = 0,
-        leased: bool = False,
         reply: bytes = b"reply",
         token: str = "",
     ) -> bool:
         key = (token, b"", name.encode())
-        kept = self.cache.put(key, start, end, revision, reply, at, at_revision=at_revision, leased=leased)
+        kept = self.cache.put(key, start, end, revision, reply, at, at_revision=at_revision)
         self.cache.saw(revision)
         return kept
 
@@ -63,7 +62,6 @@ def test_a_reply_at_a_revision_is_of_the_past_and_used_for_a_while_too(kept: Kep
     kept.put("a", b"a", at_revision=3)
     kept.cache.saw_key(b"a", 9)
     kept.cache.saw_range(b"a", b"b", 9)
-    kept.cache.saw_revoke(9)
     assert kept.has("a", now=MAX_AGE_S - 0.01) == [True]
     assert kept.has("a", now=MAX_AGE_S) == [False]
 
@@ -135,14 +133,6 @@ def test_a_compaction_ends_older_revisions(kept: Kept) -> None:
     kept.cache.saw_compaction(3)
     assert kept.has("at 2", "at 3", "at 4", "latest") == [False, True, True, True]
     assert not kept.put("at 2", b"a", at_revision=2)  # it was under way
-
-
-def test_a_revoke_drops_what_may_hold_keys_with_leases(kept: Kept) -> None:
-    kept.put("leased", b"a", leased=True)
-    kept.put("not", b"b")
-    kept.cache.saw_revoke(6)
-    kept.put("later", b"c", leased=True, revision=6)
-    assert kept.has("leased", "not", "later") == [False, True, True]
 
 
 def test_a_write_with_an_unknown_end_drops_what_it_may_have_changed(kept: Kept) -> None:

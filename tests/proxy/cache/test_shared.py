@@ -16,10 +16,9 @@ def test_what_one_notes_the_others_see(tmp_path: Path) -> None:
     assert (two.key(b"l"), two.any) == (0, 7)
     two.note_range(9)
     assert (one.key(b"k"), one.key(b"l"), one.any, two.any) == (9, 9, 9, 7)
-    three.note_revoke(4)
     three.note_compaction(3)
     three.note_clear()
-    assert (one.revoked, one.compacted, one.cleared, three.cleared) == (4, 3, 1, 0)
+    assert (one.compacted, one.cleared, three.cleared) == (3, 1, 0)
 
 
 def test_a_worker_that_is_started_again_finds_what_it_noted(tmp_path: Path) -> None:
@@ -51,12 +50,3 @@ def test_a_compaction_and_a_clearing_elsewhere(tmp_path: Path) -> None:
     assert mine.get("", b"", b"now", 0.0) is None and len(mine) == 0 and mine.size_bytes == 0
     mine.put(("", b"", b"now"), b"k", b"", 5, b"reply", 0.0)
     assert mine.get("", b"", b"now", 0.0) is not None
-
-
-def test_a_revoke_elsewhere(tmp_path: Path) -> None:
-    mine, other = [RangeCache(shared=open_shared(tmp_path / "seen", index, 2)) for index in range(2)]
-    mine.put(("", b"", b"leased"), b"k", b"", 5, b"reply", 0.0, leased=True)
-    mine.put(("", b"", b"plain"), b"l", b"", 5, b"reply", 0.0, leased=False)
-    other.saw_revoke(6)
-    assert mine.get("", b"", b"leased", 0.0) is None
-    assert mine.get("", b"", b"plain", 0.0) is not None
