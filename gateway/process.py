@@ -7,7 +7,6 @@ A loop of its own over epoll, not asyncio's: an event here costs a dictionary lo
 import gc
 import math
 import random
-import resource
 import select
 import signal
 import socket
@@ -22,6 +21,7 @@ from gateway.balance import Balance, Endpoint
 from gateway.config import Config, Listen, check_endpoints, read_endpoints, read_listen_addr
 from gateway.dial import NO_ROOM, Dialer, prepare
 from gateway.relay import Relay
+from kvorum.descriptors import raise_fd_limit
 from kvorum.init_daemon import notify_ready
 from kvorum.listening import bind_tcp, listen_failed, tcp_place
 from kvorum.log import Logger
@@ -58,14 +58,6 @@ def room(fds_max: int) -> Room:
     """Two descriptors per connection; an eighth of all, at most, for pipes. At least one connection."""
     pipes = min(PIPES_MAX, fds_max // 16)
     return Room(max((fds_max - SPARE_FDS - 2 * pipes) // 2, 1), pipes)
-
-
-def raise_fd_limit() -> int:
-    """Take all the file descriptors that this process may have; gives their number."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard if hard != resource.RLIM_INFINITY else 1 << 20
 
 
 class Gateway:

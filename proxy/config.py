@@ -68,6 +68,7 @@ class Config:
     resolver_prefix: str
     resolver_ttl_s: int
     namespace: str
+    """With the bytes of the command line that are no UTF-8 as `os.fsencode` takes them; so are the other prefixes."""
     namespaces_file: str
     data_dir: str
     upstream_tls: UpstreamTls

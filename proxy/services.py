@@ -7,6 +7,7 @@ the upstream; and back.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -93,7 +94,7 @@ class Services:
             if worker.run_dir is not None:
                 self._shares = Shares(f"{worker.run_dir}/tenants", worker.index, config.workers)
             tenants, tokens = Tenants(loop.time, self._shares), Tokens(upstream)
-        self.callers = Callers(config.namespace.encode(), tenants, tokens)
+        self.callers = Callers(os.fsencode(config.namespace), tenants, tokens)
 
         # What stands before the upstream.
         shared = None
@@ -105,7 +106,7 @@ class Services:
         if config.leasing_prefix:
             self.leasing = LeasingWay(
                 upstream,
-                LeasingKeys(config.namespace.encode(), config.leasing_prefix.encode()),
+                LeasingKeys(os.fsencode(config.namespace), os.fsencode(config.leasing_prefix)),
                 now=loop.time,
                 call_later=loop.call_later,
                 logger=logger,
@@ -219,7 +220,7 @@ class Services:
         name = socket.gethostname()
         later = asyncio.get_running_loop().call_later
         if config.resolver_prefix:
-            prefix = f"{config.namespace}{config.resolver_prefix}/".encode()
+            prefix = os.fsencode(f"{config.namespace}{config.resolver_prefix}/")
             registry = self._registry = Registry(self._upstream, prefix, call_later=later, logger=self._logger)
             self._upstream.on_change(registry.move)
             if self._worker.index == 0:

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from kvorum.descriptors import raise_fd_limit
 from kvorum.lifeline import TEXT_MAX_BYTES, Lifeline, Word, decode, encode, tie_to_parent
 from kvorum.log import Level, Logger, LogSettings
 from kvorum.self_signed import CertificateFailed, provide_certificate
@@ -56,6 +57,7 @@ def serve(config: Config, logger: Logger) -> int:
         _provide_certificate(config, logger)
     if config.listen_tls is not None:
         listen_context(config.listen_tls)
+    raise_fd_limit()
     places = listeners.bind_clients(config.listen_addr, config.workers)
     metrics = listeners.bind_url(config.metrics_addr) if config.metrics_addr is not None else None
     logger.info("listening for gRPC proxy client requests", address=config.listen_addr)

@@ -1,5 +1,8 @@
 """Unary calls through a proxy: the member's own answers and errors."""
 
+import os
+import resource
+
 from kvorum.errors import Code
 from kvorum.pb.rpc_pb2 import (
     DeleteRangeRequest,
@@ -9,7 +12,9 @@ from kvorum.pb.rpc_pb2 import (
     StatusRequest,
     TxnRequest,
 )
+from loadtest.launcher import Server
 from tests.calls import Api
+from tests.servers import start_proxy
 
 
 def test_keys_written_through_the_proxy_are_the_member_s(api: Api, direct: Api) -> None:
@@ -34,3 +39,13 @@ def test_other_services(api: Api, direct: Api) -> None:
 def test_a_method_that_no_service_has(api: Api) -> None:
     status, _ = api.raw("/etcdserverpb.KV/Nothing", b"")
     assert status.code == Code.UNIMPLEMENTED
+
+
+def test_connections_may_take_all_the_descriptors_that_the_hard_limit_leaves(kvorum_server: Server) -> None:
+    soft, hard = resource.prlimit(os.getpid(), resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    try:
+        with start_proxy([kvorum_server.address]) as proxy:
+            assert resource.prlimit(proxy.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,5 +1,6 @@
 """`--namespace` in front of members: only the keys under the prefix are there, and under their short names."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -58,6 +59,17 @@ def test_PX22_keys_are_prefixed_and_stripped(namespaced: Api, direct: Api) -> No
     deleted = namespaced(DeleteRangeRequest(key=b"\0", range_end=b"\0", prev_kv=True))
     assert [kv.key for kv in deleted.prev_kvs] == [b"a"]
     assert direct(RangeRequest(key=b"live.", range_end=b"live1")).count == 2
+
+
+def test_a_prefix_may_have_any_bytes(kvorum_server: Server, direct: Api) -> None:
+    with (
+        start_proxy([kvorum_server.address], {"namespace": os.fsdecode(b"\xff\xfe")}) as proxy,
+        Api(proxy.address) as api,
+    ):
+        direct(PutRequest(key=b"\xff\xffbehind"))
+        api(PutRequest(key=b"\xffa"))
+        assert direct(RangeRequest(key=b"\xff\xfe\xffa")).count == 1
+        assert [kv.key for kv in api(RangeRequest(key=b"\0", range_end=b"\0")).kvs] == [b"\xffa"]
 
 
 def test_P7_an_empty_key_is_the_server_s_to_refuse(namespaced: Api) -> None:
