@@ -14,7 +14,7 @@ from node.config import Config
 from node.frames import APPLIED, ENTRY_HEADER, HEADER_BYTES, LEADERSHIP, PROGRESS, Frame, Kind, Process, pack, unpack
 from node.link_zmq import Links
 from node.membership import Membership
-from node.raft.core import Message
+from node.raft.core import EntryType, Message
 from node.raft.driver import Driver
 from node.raft.start import METADATA, found
 from node.raft.wal.errors import LogFull
@@ -328,3 +328,8 @@ def url(member: int) -> str:
 def proposal(size_bytes: int = 1, first: int = 1, sender: int = FRONT, count: int = 1) -> Frame:
     requests = [PutRequest(key=b"k", value=bytes(size_bytes)) for _ in range(count)]
     return unpack(pack(sender, Kind.PROPOSALS, 0, batch(*requests, origin=sender, first=first)))
+
+
+def data(entries: list[tuple[int, int, int, bytes]]) -> list[bytes]:
+    """What entries of proposals hold."""
+    return [data for _, _, type_, data in entries if data and type_ == EntryType.NORMAL]

@@ -14,7 +14,7 @@ from node.raft.wal.log import WriteAheadLog
 from node.raft.wal.record import Entry, HardState, Snapshot
 from node.raft.wal.replay import NO_HARD_STATE, NO_SNAPSHOT
 from tests.raft.simulated_disk import SimulatedDisk
-from tests.raft.test_wal_log import METADATA, content, create, entry, everything, reopen
+from tests.raft.wal_logs import METADATA, content, create, entry, everything, reopen
 
 State = tuple[int, tuple[Entry, ...], HardState, Snapshot]
 
