@@ -17,15 +17,10 @@ from kvorum.wire.routes import CancelReason
 from kvorum.wire.server import GrpcProtocol, Server
 from kvorum.wire.server_calls import ServerStream
 from kvorum.wire.server_connection import ServerConnection
+from proxy.paths import LOCK, OBSERVE, PUT, RANGE, RANGE_STREAM, WATCH
 from proxy.upstream.endpoints import Endpoint, Endpoints
 from proxy.upstream.upstream import Dialing, Upstream
 
-RANGE = "/etcdserverpb.KV/Range"
-PUT = "/etcdserverpb.KV/Put"
-WATCH = "/etcdserverpb.Watch/Watch"
-RANGE_STREAM = "/etcdserverpb.KV/RangeStream"
-LOCK = "/v3lockpb.Lock/Lock"
-OBSERVE = "/v3electionpb.Election/Observe"
 DEADLINE_S = 30.0
 LIMITS = ClientLimits(connect_timeout_s=5.0, backoff_first_s=0.01, backoff_max_s=0.05)
 

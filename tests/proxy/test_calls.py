@@ -11,8 +11,9 @@ from kvorum.wire.client import Channel, RpcError
 from kvorum.wire.server import Server
 from proxy.callers import Callers
 from proxy.calls import Relays, pass_through
+from proxy.paths import LOCK, OBSERVE, PUT, RANGE, RANGE_STREAM
 from proxy.upstream.upstream import Upstream
-from tests.proxy.fake_member import LOCK, OBSERVE, PUT, RANGE, RANGE_STREAM, Ended, Fake, reusable, until, with_members
+from tests.proxy.fake_member import Ended, Fake, reusable, until, with_members
 
 PIECE = b"x" * 64 * 1024
 PIECES = 400

@@ -26,7 +26,7 @@ from loadtest.launcher import Kind, Server
 from proxy.paths import KEEP_ALIVE, LEASE_GRANT, LEASE_REVOKE, PUT, RANGE, WATCH
 from proxy.registration import Registration, Registry, registered_member, registered_value
 from tests.calls import Api
-from tests.proxy.tenants.fakes import FakeUpstream, Timers
+from tests.proxy.fakes import FakeUpstream, Timers
 from tests.proxy.tenants.test_live_tenants import wait_for
 from tests.servers import start_proxy
 

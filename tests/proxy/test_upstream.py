@@ -6,11 +6,12 @@ import pytest
 
 from kvorum import errors
 from kvorum.errors import Code
+from proxy.paths import PUT, RANGE, WATCH
 from proxy.upstream import upstream as upstream_module
 from proxy.upstream.endpoints import Endpoint
 from proxy.upstream.probes import Probes, serves
 from proxy.upstream.upstream import Upstream, encode
-from tests.proxy.fake_member import PUT, RANGE, WATCH, Ended, Fake, Told, ask, lose, until, with_members
+from tests.proxy.fake_member import Ended, Fake, Told, ask, lose, until, with_members
 
 
 @with_members(2)

@@ -29,10 +29,21 @@ from proxy.cache.range_cache import RangeCache
 from proxy.cache.reads import CachedReads, LearningUpstream
 from proxy.callers import Caller, Callers
 from proxy.namespaces.namespace import Namespace
-from proxy.paths import RANGE, RANGE_STREAM
+from proxy.paths import (
+    CAMPAIGN,
+    DELETE_RANGE,
+    LEASE_REVOKE,
+    LOCK,
+    PROCLAIM,
+    PUT,
+    RANGE,
+    RANGE_STREAM,
+    RESIGN,
+    ROLE_REVOKE_PERMISSION,
+    TXN,
+    UNLOCK,
+)
 from proxy.upstream.way import Way
-
-PUT = "/etcdserverpb.KV/Put"
 
 
 def header(revision: int) -> ResponseHeader:
@@ -226,9 +237,9 @@ def test_a_failed_write_that_cannot_be_read_changes_nothing(proxy: Proxy) -> Non
 def test_a_range_delete_or_transaction_with_an_unknown_end(proxy: Proxy) -> None:
     one, other = proxy.keep(b"a"), proxy.keep(b"z")
     request = DeleteRangeRequest(key=b"a", range_end=b"b").SerializeToString()
-    proxy.learner.on_failure("/etcdserverpb.KV/DeleteRange", request, Code.UNAVAILABLE, "")
+    proxy.learner.on_failure(DELETE_RANGE, request, Code.UNAVAILABLE, "")
     assert not proxy.kept(one) and proxy.kept(other)
-    proxy.learner.on_failure("/etcdserverpb.KV/Txn", b"", Code.UNAVAILABLE, "")
+    proxy.learner.on_failure(TXN, b"", Code.UNAVAILABLE, "")
     assert not proxy.kept(other)
 
 
@@ -238,11 +249,11 @@ LEADER = LeaderKey(key=b"k")
 @pytest.mark.parametrize(
     ("path", "request_", "reply"),
     [
-        ("/v3lockpb.Lock/Unlock", UnlockRequest(key=b"k"), UnlockResponse(header=header(9))),
-        ("/v3lockpb.Lock/Lock", UnlockRequest(), LockResponse(header=header(9), key=b"k")),
-        ("/v3electionpb.Election/Campaign", UnlockRequest(), CampaignResponse(header=header(9), leader=LEADER)),
-        ("/v3electionpb.Election/Proclaim", ProclaimRequest(leader=LEADER), ProclaimResponse(header=header(9))),
-        ("/v3electionpb.Election/Resign", ResignRequest(leader=LEADER), ProclaimResponse(header=header(9))),
+        (UNLOCK, UnlockRequest(key=b"k"), UnlockResponse(header=header(9))),
+        (LOCK, UnlockRequest(), LockResponse(header=header(9), key=b"k")),
+        (CAMPAIGN, UnlockRequest(), CampaignResponse(header=header(9), leader=LEADER)),
+        (PROCLAIM, ProclaimRequest(leader=LEADER), ProclaimResponse(header=header(9))),
+        (RESIGN, ResignRequest(leader=LEADER), ProclaimResponse(header=header(9))),
     ],
 )
 def test_locks_and_elections_write_keys_too(proxy: Proxy, path: str, request_: Any, reply: Any) -> None:
@@ -254,7 +265,7 @@ def test_locks_and_elections_write_keys_too(proxy: Proxy, path: str, request_: A
 def test_a_change_of_permissions_drops_everything(proxy: Proxy) -> None:
     message = proxy.keep(b"k")
     reply = AuthRoleAddResponse(header=header(5)).SerializeToString()
-    proxy.way.call("/etcdserverpb.Auth/RoleRevokePermission", b"", lambda *_: None, None, None)
+    proxy.way.call(ROLE_REVOKE_PERMISSION, b"", lambda *_: None, None, None)
     proxy.upstream.answer(reply)
     assert not proxy.kept(message)
 
@@ -263,10 +274,9 @@ def test_a_revoke_drops_what_is_older_since_any_key_may_have_got_the_lease_meanw
     missing, present = get(b"a", serializable=True), get(b"b", serializable=True)
     proxy.ask(missing, found(5))
     proxy.ask(present, found(6, b"b"))
-    revoke = "/etcdserverpb.Lease/LeaseRevoke"
-    proxy.learner.on_reply(revoke, b"", found(5))  # of a lease without keys: no new revision
+    proxy.learner.on_reply(LEASE_REVOKE, b"", found(5))  # of a lease without keys: no new revision
     assert proxy.kept(missing) and proxy.kept(present)
-    proxy.learner.on_reply(revoke, b"", found(7))
+    proxy.learner.on_reply(LEASE_REVOKE, b"", found(7))
     assert not proxy.kept(missing) and not proxy.kept(present)
 
 

@@ -10,11 +10,11 @@ from kvorum.errors import ApiError, Status
 from kvorum.pb.rpc_pb2 import AuthStatusResponse, AuthUserGetResponse
 from proxy.callers import NO_TENANT, Caller, Callers
 from proxy.namespaces.passage import Later
-from proxy.paths import AUTH_STATUS, USER_GET
+from proxy.paths import AUTH_STATUS, RANGE, USER_GET
 from proxy.tenants.namespaces_file import parse_namespaces_file
 from proxy.tenants.tenants import Tenants
 from proxy.tenants.tokens import NOT_CHECKED, Tokens
-from tests.proxy.tenants.fakes import FakeUpstream
+from tests.proxy.fakes import FakeUpstream
 from tests.proxy.tenants.test_tokens import token_of
 
 FILE = """
@@ -24,7 +24,6 @@ tenants:
   - {name: by-authority, namespace: authority/, authorities: [Proxy.test, "other.test:1"]}
 """
 DEFAULT = "  - {name: rest, namespace: rest/, default: true}\n"
-RANGE = "/etcdserverpb.KV/Range"
 JWT = token_of({"alg": "RS256"}, {"username": "alice"})
 
 

@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 from kvorum.errors import ApiError, Code
+from proxy.paths import RANGE
 from proxy.tenants.namespaces_file import Limits, TenantEntry
 from proxy.tenants.shares import ROWS, Shares
 from proxy.tenants.tenant import Tenant
-
-RANGE = "/etcdserverpb.KV/Range"
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from kvorum.pb.rpc_pb2 import AuthStatusResponse, AuthUserGetRequest, AuthUserGe
 from proxy.paths import AUTH_STATUS, USER_GET
 from proxy.tenants import tokens as tokens_module
 from proxy.tenants.tokens import NOT_CHECKED, STRANGER, WAITING_OVERHEAD_BYTES, Tokens, named_user, plain_token
-from tests.proxy.tenants.fakes import FakeUpstream
+from tests.proxy.fakes import FakeUpstream
 
 METADATA = ((b"token", b"t"),)
 

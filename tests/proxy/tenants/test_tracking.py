@@ -19,14 +19,13 @@ from kvorum.pb.rpc_pb2 import (
     WatchResponse,
 )
 from proxy.namespaces.passage import Later, Passage
-from proxy.paths import AUTHENTICATE, RANGE
+from proxy.paths import AUTHENTICATE, PUT, RANGE
 from proxy.tenants import tenant as tenant_module
 from proxy.tenants.namespaces_file import Limits, NamespacesFile, Reader, TenantEntry
 from proxy.tenants.tenants import Tenants
 from proxy.tenants.tracking import FIRST_PAGE_KEYS, LOOK_PAUSE_S, LOOK_S, PROGRESS_S, RETRY_S, TICK_S, Tracking
-from tests.proxy.tenants.fakes import FakeStream, FakeUpstream, Timers
+from tests.proxy.fakes import FakeStream, FakeUpstream, Timers
 
-PUT = "/etcdserverpb.KV/Put"
 LOGGER = Logger((lambda _level, _line: None,), Level.INFO, LogFormat.JSON)
 READER = Reader("counter", "secret")
 
