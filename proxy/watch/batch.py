@@ -18,7 +18,7 @@ MAX_ID_FIELD_BYTES: Final = 11
 _BATCH_BYTES: Final = 400  # of a batch's objects, without its events
 
 
-class Kind(Enum):
+class ReplyKind(Enum):
     """What a reply from upstream is."""
 
     CREATED = auto()
@@ -30,12 +30,12 @@ class Kind(Enum):
     EVENTS = auto()
 
 
-def kind_of(reply: WatchResponse) -> Kind:
+def kind_of(reply: WatchResponse) -> ReplyKind:
     if reply.created:
-        return Kind.REFUSED if reply.canceled else Kind.CREATED
+        return ReplyKind.REFUSED if reply.canceled else ReplyKind.CREATED
     if reply.canceled:
-        return Kind.CANCELED
-    return Kind.EVENTS if reply.events else Kind.PROGRESS
+        return ReplyKind.CANCELED
+    return ReplyKind.EVENTS if reply.events else ReplyKind.PROGRESS
 
 
 def header_field(header: ResponseHeader) -> bytes:

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from kvorum.errors import Code
 from kvorum.pb.rpc_pb2 import WatchCancelRequest, WatchProgressRequest, WatchRequest, WatchResponse
 from kvorum.wire import grpc
-from proxy.watch.batch import Kind, header_field, kind_of
+from proxy.watch.batch import ReplyKind, header_field, kind_of
 from proxy.watch.spec import create_message
 
 if TYPE_CHECKING:
@@ -210,16 +210,16 @@ class Line:
             return
         self._owner.on_line_message(self)
         kind = kind_of(reply)
-        if kind is Kind.EVENTS:
+        if kind is ReplyKind.EVENTS:
             watch = self._by_number.get(reply.watch_id)
             if watch is not None:
                 if watch.cohort is None:
                     watch.group.on_events(reply)
                 else:
                     watch.group.on_behind_events(watch.cohort, reply)
-        elif kind is Kind.PROGRESS:
+        elif kind is ReplyKind.PROGRESS:
             self._on_progress(reply)
-        elif kind is Kind.CREATED:
+        elif kind is ReplyKind.CREATED:
             watch = self._by_number.get(reply.watch_id)
             if watch is not None:
                 watch.created_after = self.requests
@@ -229,7 +229,7 @@ class Line:
                 self.close()
                 text = f"etcdserver: watch {reply.watch_id} was created, which was not asked for: is this a member?"
                 self._owner.on_line_lost(self, Code.UNIMPLEMENTED, text)
-        elif kind is Kind.REFUSED:
+        elif kind is ReplyKind.REFUSED:
             refused = self._by_number.get(reply.watch_id)
             if refused is not None:
                 self._answered(refused)

@@ -104,7 +104,7 @@ class Shared:
         """Events that a client got without the member having sent them once more."""
 
 
-class Kind(Enum):
+class AskKind(Enum):
     """What a client waits for."""
 
     CREATE = auto()
@@ -118,7 +118,7 @@ class Ask:
 
     __slots__ = ("given_up", "group", "id_field", "key_range", "kind", "reason", "size_bytes", "start", "stream")
 
-    def __init__(self, kind: Kind, stream: WatchStream, key_range: Range | None, size_bytes: int) -> None:
+    def __init__(self, kind: AskKind, stream: WatchStream, key_range: Range | None, size_bytes: int) -> None:
         self.kind = kind
         self.stream = stream
         self.key_range = key_range
@@ -219,7 +219,7 @@ class Session:
         while asks and len(batch) < MOST_ASKS and len(ranges) < MOST_RANGES:
             ask = asks.popleft()
             batch.append(ask)
-            if ask.kind is Kind.CREATE:
+            if ask.kind is AskKind.CREATE:
                 assert ask.key_range is not None
                 ranges[ask.key_range] = None
             elif ask.key_range is not None:
@@ -286,12 +286,12 @@ class Session:
             return
         for ask in self._batch:
             stream = ask.stream
-            if ask.kind is Kind.CREATE:
+            if ask.kind is AskKind.CREATE:
                 self._answer_create(ask)
             elif not stream.ended:
-                if ask.kind is Kind.CANCEL:
+                if ask.kind is AskKind.CANCEL:
                     stream.answer_cancel(self.header, ask.id_field)
-                elif ask.kind is Kind.REFUSE:
+                elif ask.kind is AskKind.REFUSE:
                     stream.answer_refused(self.header, ask.reason)
                 else:
                     self._want_progress(stream)

@@ -28,7 +28,7 @@ from proxy.tenants.tenant import Tenant
 from proxy.watch.batch import header_field
 from proxy.watch.cohort import Cohort, Ids, Place, Wire
 from proxy.watch.group import Group
-from proxy.watch.session import Ask, Kind, Session
+from proxy.watch.session import Ask, AskKind, Session
 from proxy.watch.spec import Spec, flags_of, id_field_of, refusal_text
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class WatchStream:
         elif kind == "cancel_request":
             self._cancel(request.cancel_request.watch_id, len(message))
         elif kind == "progress_request":
-            self._ask(Ask(Kind.PROGRESS, self, None, len(message)))
+            self._ask(Ask(AskKind.PROGRESS, self, None, len(message)))
         if self._reading and self._is_full():
             self._reading = False
             self.wire.pause_reading()
@@ -153,7 +153,7 @@ class WatchStream:
             if namespace is not None:
                 key, range_end = namespace.watch_interval(key, range_end)
             group = self._session.group(Spec(key, range_end, flags_of(request), namespace))
-            ask = Ask(Kind.CREATE, self, group.spec[:2], size_bytes)
+            ask = Ask(AskKind.CREATE, self, group.spec[:2], size_bytes)
             ask.id_field = id_field
             ask.group = group
             ask.start = start
@@ -167,7 +167,7 @@ class WatchStream:
             return
         if self.namespace is not None:
             key = self.namespace.key(key)
-        ask = Ask(Kind.REFUSE, self, (key, b""), size_bytes)
+        ask = Ask(AskKind.REFUSE, self, (key, b""), size_bytes)
         ask.reason = reason
         self._ask(ask)
 
@@ -220,7 +220,7 @@ class WatchStream:
                 create.given_up = True
                 create.group.forget_notified(self, id_field)
                 self._dismiss()
-        ask = Ask(Kind.CANCEL, self, key_range, size_bytes)
+        ask = Ask(AskKind.CANCEL, self, key_range, size_bytes)
         ask.id_field = id_field
         self._ask(ask)
 
