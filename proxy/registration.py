@@ -151,7 +151,7 @@ class Registry:
         self._members = {}
         for kv in response.kvs:
             self._put(kv.key, kv.value)
-        for key in before - set(self._members):
+        for key in sorted(before - set(self._members)):
             self._tell(key)
         self._watch(response.header.revision + 1)
 
