@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import os
 import platform
-import resource
 import shutil
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from kvorum.descriptors import raise_fd_limit
 from loadtest import processes, report
 from loadtest.cluster_bench import ClusterBench, both_clusters
 from loadtest.gateway_bench import GatewayBench, of_gateways
@@ -172,8 +172,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     sizes = QUICK if args.quick else FULL
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a thousand connections, at both ends
+    raise_fd_limit()  # a thousand connections, at both ends
     cases = ordered(list(itertools.chain(*args.case)) if args.case else list(CASES))
     rounds: dict[Kind, dict[tuple[str, str], list[float]]] = {kind: {} for kind in Kind}
     began = datetime.now(UTC)

@@ -8,12 +8,12 @@ may show what it does. Printed: how long the creates took, how long until the la
 import argparse
 import asyncio
 import json
-import resource
 import time
 from collections.abc import Sequence
 
 import uvloop
 
+from kvorum.descriptors import raise_fd_limit
 from kvorum.pb.rpc_pb2 import WatchCreateRequest, WatchRequest, WatchResponse
 from kvorum.wire import grpc
 from kvorum.wire.client import Channel
@@ -150,8 +150,7 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=200, help="clients whose creates are under way at a time")
     parser.add_argument("--timeout-s", type=float, default=300.0, help="for the creates, and again for the events")
     args = parser.parse_args()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_fd_limit()
     kind = Kind(args.kind)
     figures: Figures = {}
     failure = ""
