@@ -20,6 +20,9 @@ from proxy.upstream.upstream import encode
 PASSED_ON: Final = ("token", "authorization", "hasleader", "client-api-version")
 """Metadata that means something to a member."""
 
+_BLANKS: Final = " \t\v\f"
+"""Around a value they mean nothing (gRPC over HTTP/2, "ASCII-Value"), and may not be sent on."""
+
 MOST_CALLERS: Final = 4096
 
 NO_TENANT: Final = Status(Code.PERMISSION_DENIED, "no namespace is served to this caller")
@@ -119,9 +122,11 @@ class Callers:
 
     def _find(self, connection: ServerConnection, head: Head) -> Caller:
         metadata = head.metadata
-        passed = {name: metadata[name] for name in PASSED_ON if name in metadata}
+        passed = {
+            name: [str(value).strip(_BLANKS) for value in metadata[name]] for name in PASSED_ON if name in metadata
+        }
         fields = encode(passed)
-        token = next((str(passed[name][0]) for name in PASSED_ON[:2] if name in passed), "")
+        token = next((passed[name][0] for name in PASSED_ON[:2] if name in passed), "")
         hasleader = "true" in passed.get("hasleader", ())
         if self._tenants is not None and head.path in OPEN:
             return Caller(token, hasleader, fields, None, None)

@@ -80,6 +80,23 @@ def test_a_user_comes_before_a_certificate_and_that_before_an_authority() -> Non
     assert door.tenant(token="u") == NO_TENANT.message
 
 
+def test_blanks_around_metadata_are_no_part_of_it() -> None:
+    connection: Any = SimpleNamespace(context=None, peer_common_name=None)
+    head: Any = SimpleNamespace(
+        metadata={"token": ("\v\fa b \t", "\xe9"), "authorization": (" ",), "hasleader": (" true",)},
+        authority="h:1",
+        path=RANGE,
+    )
+    caller = Callers().resolve(connection, head)
+    assert (caller.token, caller.hasleader) == ("a b", True)
+    assert caller.metadata == (
+        (b"token", b"a b"),
+        (b"token", b"\xc3\xa9"),
+        (b"authorization", b""),
+        (b"hasleader", b"true"),
+    )
+
+
 def test_the_default_is_for_everybody_else() -> None:
     door = Door(FILE + DEFAULT)
     door.tokens.learn("u", "bob")
