@@ -86,10 +86,10 @@ def _with_endpoints(config: Config, logger: Logger) -> Config:
 def _provide_certificate(config: Config, logger: Logger) -> None:
     tls = config.listen_tls
     assert tls is not None
-    urls = [] if config.listen_addr.startswith("unix:") else [parse_url(f"https://{config.listen_addr}")]
     try:
+        urls = [] if config.listen_addr.startswith("unix:") else [parse_url(f"https://{config.listen_addr}")]
         provide_certificate(tls.cert_file, tls.key_file, urls, config.self_signed_cert_validity_years, logger)
-    except CertificateFailed as error:
+    except (CertificateFailed, ValueError) as error:
         raise StartFailed(str(error)) from None
 
 
