@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from kvorum.lifeline import inherit
-from kvorum.listening import ListenFailed, bind_tcp, bind_unix
+from kvorum.listening import ListenFailed, bind_tcp, bind_unix, listen_failed, tcp_place
 from kvorum.urls import Url, split_host_port
 from proxy.config import StartFailed
 
@@ -71,7 +71,14 @@ def forget(address: str) -> None:
 
 def _bind_tcp(host: str, port: str, *, reuse_port: bool) -> Place:
     try:
-        sock = bind_tcp("127.0.0.1" if host == "localhost" else host or "::", int(port or "0"), reuse_port=reuse_port)
+        host = "127.0.0.1" if host == "localhost" else host or "::"
+        sock = bind_tcp(host, int(port or "0"), reuse_port=reuse_port)
+        try:
+            # Two that are bound and do not listen yet may share a port; the loop would not say that it cannot listen.
+            sock.listen(BACKLOG)
+        except OSError as error:
+            sock.close()
+            raise listen_failed(tcp_place(host, int(port or "0")), error) from None
     except ListenFailed as error:
         raise StartFailed(str(error)) from None
     return Place(sock.detach())

@@ -1,5 +1,6 @@
 """A proxy that fails begins anew on the same socket, and gives up when that does not help."""
 
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -7,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from kvorum.log import Level, LogFormat, Logger
+from kvorum.urls import parse_url
 from proxy import listeners, workers
-from proxy.config import Config
+from proxy.config import Config, StartFailed
 from proxy.listeners import Place
 from proxy.process import Control
 from proxy.worker import Worker
@@ -66,6 +68,13 @@ def test_one_that_never_gets_ready_is_given_up(
     lives = Lives("fails", "unready", "unready", "unready", "ends")
     assert serve(monkeypatch, config_of(started), place, lives) == 1
     assert lives.left == ["ends"]
+
+
+def test_the_two_listeners_cannot_have_one_port(place: Place) -> None:
+    with socket.socket(fileno=os.dup(place.fd)) as bound:
+        host, port = bound.getsockname()
+    with pytest.raises(StartFailed, match=f"listen tcp {host}:{port}: bind: address already in use"):
+        listeners.bind_url(parse_url(f"http://{host}:{port}"))
 
 
 def test_a_place_that_is_given_up_refuses_connections(place: Place) -> None:
