@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, Final
 
 import orjson
-from google.protobuf.message import DecodeError
 
 from kvorum.errors import ApiError
 from kvorum.log import Logger
@@ -40,6 +39,7 @@ from proxy.callers import Callers
 from proxy.calls import again
 from proxy.namespaces.passage import Later
 from proxy.paths import KEEP_ALIVE, LEASE_GRANT, LEASE_REVOKE, MEMBER_LIST, PUT, RANGE, WATCH
+from proxy.upstream.replies import read_as
 from proxy.upstream.way import CallLater, Calls, Stream
 
 MOST_PROXIES: Final = 10_000
@@ -128,7 +128,9 @@ class Registry:
         if self._stopped:
             return
         request = RangeRequest(key=self._prefix, range_end=end_of_prefix(self._prefix), limit=MOST_PROXIES)
-        self._upstream.call(RANGE, request.SerializeToString(), self._on_read, (), CALL_TIMEOUT_S)
+        self._upstream.call(
+            RANGE, request.SerializeToString(), read_as(RangeResponse, self._on_read), (), CALL_TIMEOUT_S
+        )
 
     def stop(self) -> None:
         self._stopped = True
@@ -139,14 +141,13 @@ class Registry:
         if self._stream is not None:
             self._stream.cancel()
 
-    def _on_read(self, code: int, text: str, message: bytes) -> None:
+    def _on_read(self, code: int, text: str, response: RangeResponse) -> None:
         if self._stopped:
             return
         if code:
             self._logger.warn("the registered proxies cannot be read", error=text)
             self._call_later(RETRY_S, self.start)
             return
-        response = RangeResponse.FromString(message)
         before = set(self._members)
         self._members = {}
         for kv in response.kvs:
@@ -163,11 +164,7 @@ class Registry:
         self._stream.send(WatchRequest(create_request=create).SerializeToString())
 
     def _on_watch(self, message: bytes) -> None:
-        try:
-            response = WatchResponse.FromString(message)
-        except DecodeError as error:
-            self._logger.warn("a watch reply cannot be read", error=str(error))
-            return
+        response = WatchResponse.FromString(message)
         if response.canceled:
             if self._stream is not None:
                 self._stream.cancel()
@@ -218,7 +215,7 @@ class Registration:
         """Register, and stay registered."""
         self._attempt += 1
         self._lease = 0
-        done = partial(self._on_granted, self._attempt)
+        done = read_as(LeaseGrantResponse, partial(self._on_granted, self._attempt))
         self._upstream.call(
             LEASE_GRANT, LeaseGrantRequest(TTL=self._ttl_s).SerializeToString(), done, (), CALL_TIMEOUT_S
         )
@@ -243,13 +240,13 @@ class Registration:
         if key == self._key and self._lease and not self._stopped:
             self._put()
 
-    def _on_granted(self, attempt: int, code: int, text: str, message: bytes) -> None:
+    def _on_granted(self, attempt: int, code: int, text: str, granted: LeaseGrantResponse) -> None:
         if self._stopped or attempt != self._attempt:
             return
         if code:
             self._fail(text)
         else:
-            self._lease = LeaseGrantResponse.FromString(message).ID
+            self._lease = granted.ID
             self._put()
             self._renew_later(attempt)
 

@@ -42,10 +42,14 @@ LOOK_BYTES: Final = 4096
 
 
 def header_revision(reply: bytes) -> int:
-    """The revision in the header of a reply; 0 where there is none. The header is field 1 of every reply, and first."""
+    """The revision in the header of a reply; 0 where none can be read. The header is field 1 of every reply, and
+    first."""
     if len(reply) < 2 or reply[0] != 0x0A or reply[1] > 0x7F:
         return 0
-    return ResponseHeader.FromString(reply[2 : 2 + reply[1]]).revision
+    try:
+        return ResponseHeader.FromString(reply[2 : 2 + reply[1]]).revision
+    except DecodeError:
+        return 0
 
 
 def lone_key(request: bytes) -> bytes | None:
@@ -113,8 +117,11 @@ class Learner:
         if cache.confirm((token, prefix, kept_for), shown, now):
             return
         revision = header_revision(reply)
-        asked = RangeRequest.FromString(request)
-        found = RangeResponse.FromString(reply) if len(reply) <= LOOK_BYTES else None
+        try:
+            asked = RangeRequest.FromString(request)
+            found = RangeResponse.FromString(reply) if len(reply) <= LOOK_BYTES else None
+        except DecodeError:
+            return  # who asked cannot read it either
         if asked.revision <= 0:
             self._saw_range(asked, found, revision)
         cache.put(
@@ -155,7 +162,10 @@ class Learner:
         if cache.listens:
             lesson = LESSONS.get(path)
             if lesson is not None:
-                lesson(self, request, reply, revision)
+                try:
+                    lesson(self, request, reply, revision)
+                except DecodeError:
+                    cache.clear()  # something was done, and nobody can read what
 
     def on_failure(self, path: str, request: bytes, code: int, text: str) -> None:
         """A call ended with an error."""

@@ -28,6 +28,7 @@ from kvorum.wire.calls import ClientStream
 from proxy.leasing.guards import LeasingKeys
 from proxy.leasing.ownership import Ownership
 from proxy.paths import KEEP_ALIVE, LEASE_GRANT, LEASE_REVOKE, WATCH
+from proxy.upstream.replies import read_as
 from proxy.upstream.way import CallLater, Timer, Way
 
 TTL_S: Final = 15
@@ -88,18 +89,18 @@ class Session:
         sent_at = self._now()
         number = self._number
 
-        def granted(code: int, text: str, reply: bytes) -> None:
+        def granted(code: int, text: str, answer: LeaseGrantResponse) -> None:
             if number != self._number:
                 return
             if code:
                 self._lost(f"no lease: {text}")
                 return
-            answer = LeaseGrantResponse.FromString(reply)
             self._lease = answer.ID
             self._granted_until = sent_at + answer.TTL * MARGIN
             self._watch(answer.header.revision + 1)
 
-        self._upstream.call(LEASE_GRANT, LeaseGrantRequest(TTL=TTL_S).SerializeToString(), granted, (), CALL_TIMEOUT_S)
+        request = LeaseGrantRequest(TTL=TTL_S).SerializeToString()
+        self._upstream.call(LEASE_GRANT, request, read_as(LeaseGrantResponse, granted), (), CALL_TIMEOUT_S)
 
     def stop(self) -> None:
         """Gives up everything: writers elsewhere need not wait."""

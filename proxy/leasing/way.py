@@ -25,6 +25,7 @@ from proxy.leasing.guards import REVOKE, LeasingKeys, Range
 from proxy.leasing.ownership import BLOCKED_S, Ownership, reply_of
 from proxy.leasing.session import Session, Upstream
 from proxy.paths import DELETE_RANGE, PUT, RANGE, TXN
+from proxy.upstream.replies import read_as
 from proxy.upstream.way import CallLater, Timer
 
 ASK_AGAIN_S: Final = 1.0
@@ -135,7 +136,7 @@ class LeasingWay:
         lease = self.ownership.lease
         request = guards.acquire(key, self.leasing.of(key), lease).SerializeToString()
         acquired = partial(self._acquired, key, lease, message, done, fields, timeout_s)
-        self.upstream.call(TXN, request, acquired, fields, timeout_s)
+        self.upstream.call(TXN, request, read_as(TxnResponse, acquired), fields, timeout_s)
 
     def _acquired(
         self,
@@ -147,7 +148,7 @@ class LeasingWay:
         timeout_s: float | None,
         code: int,
         _text: str,
-        reply: bytes,
+        answer: TxnResponse,
     ) -> None:
         ownership = self.ownership
         if code:
@@ -155,7 +156,6 @@ class LeasingWay:
             ownership.not_acquired(key)
             self.upstream.call(RANGE, message, done, fields, timeout_s)
             return
-        answer = TxnResponse.FromString(reply)
         kv = guards.only(answer.responses[0])
         if answer.succeeded:
             other = ownership.acquired(key, lease, answer.header, kv)
@@ -179,14 +179,15 @@ class LeasingWay:
         if not lease or lease != self.ownership.lease:
             return  # they vanish with the lease
 
-        def done(code: int, _text: str, reply: bytes) -> None:
+        def done(code: int, _text: str, answer: TxnResponse) -> None:
             if code:
                 self.call_later(GIVE_UP_AGAIN_S, partial(self._delete, lease, leasing_keys))
-            elif len(leasing_keys) > 1 and not TxnResponse.FromString(reply).succeeded:
+            elif len(leasing_keys) > 1 and not answer.succeeded:
                 for leasing_key in leasing_keys:  # one is gone, or another's, by now
                     self._delete(lease, [leasing_key])
 
-        self.upstream.call(TXN, guards.give_up(leasing_keys).SerializeToString(), done, ())
+        request = guards.give_up(leasing_keys).SerializeToString()
+        self.upstream.call(TXN, request, read_as(TxnResponse, done), ())
 
     def _on_event(self, event: Event) -> None:
         """Something has happened to a leasing key."""
@@ -241,9 +242,10 @@ class _Write:
         ownership.begin_write([key for key, _ in own])
         request = guards.guarded(self._operation, guarded, self._ranges, way.leasing, [key for key, _ in own])
         timeout_s = max(0.0, self._until - way.now())
-        way.upstream.call(TXN, request.SerializeToString(), partial(self._answered, own), self._fields, timeout_s)
+        done = read_as(TxnResponse, partial(self._answered, own))
+        way.upstream.call(TXN, request.SerializeToString(), done, self._fields, timeout_s)
 
-    def _answered(self, own: list[tuple[bytes, int]], code: int, text: str, reply: bytes) -> None:
+    def _answered(self, own: list[tuple[bytes, int]], code: int, text: str, answer: TxnResponse) -> None:
         way = self._way
         ownership = way.ownership
         for _ in self._ranges:
@@ -254,7 +256,6 @@ class _Write:
                 self._lose(own)
             self._done(code, text, b"")
             return
-        answer = TxnResponse.FromString(reply)
         if not answer.succeeded:
             ownership.end_write(own)
             found = guards.found(answer.responses)

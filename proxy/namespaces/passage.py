@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 from kvorum.errors import ApiError, Code, Status
 from proxy.namespaces.calls import SERVER_STREAMS, UNARY, Outwards, StripReply
 from proxy.namespaces.namespace import ForeignKeyError, Namespace
+from proxy.upstream.replies import unreadable
 
 OUTWARDS: Final[dict[str, Outwards]] = {**UNARY, **SERVER_STREAMS}
 
@@ -47,7 +48,7 @@ class Passage:
         try:
             return strip(self._namespace, message)
         except DecodeError as error:
-            raise ApiError(Status(Code.INTERNAL, f"grpc: error unmarshalling response: {error}")) from None
+            raise ApiError(unreadable(error)) from None
         except ForeignKeyError:
             # The text of the exception names a key that the caller must not see.
             raise ApiError(Status(Code.INTERNAL, "the reply holds keys outside of the namespace")) from None

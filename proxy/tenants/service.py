@@ -30,6 +30,7 @@ from proxy.tenants.namespaces_file import NamespacesFile, NamespacesFileError, p
 from proxy.tenants.tenants import Tenants
 from proxy.tenants.tokens import Tokens
 from proxy.tenants.tracking import Tracking
+from proxy.upstream.replies import read_as
 from proxy.upstream.upstream import Upstream
 
 MOST_FILE_BYTES: Final = 16 << 20
@@ -141,16 +142,17 @@ class TenantService:
                 connection.fail(stream_id, *unmarshal_error(error))
                 return
 
-            def done(code: int, text: str, reply: bytes) -> None:
+            def done(code: int, text: str, reply: LeaseTimeToLiveResponse) -> None:
                 if code:
                     connection.fail(stream_id, code, text)
-                elif has_foreign_keys(namespace, LeaseTimeToLiveResponse.FromString(reply)):
+                elif has_foreign_keys(namespace, reply):
                     connection.fail(stream_id, *errors.PERMISSION_DENIED)
                 elif stream_id in connection.streams:
                     revoke(connection, stream_id, head, message)
 
-            ask = LeaseTimeToLiveRequest(ID=lease_id, keys=True)
-            self._upstream.call(TIME_TO_LIVE, ask.SerializeToString(), done, caller.metadata, head.timeout_s)
+            ask = LeaseTimeToLiveRequest(ID=lease_id, keys=True).SerializeToString()
+            read = read_as(LeaseTimeToLiveResponse, done)
+            self._upstream.call(TIME_TO_LIVE, ask, read, caller.metadata, head.timeout_s)
 
         return handle
 
@@ -165,15 +167,15 @@ class TenantService:
         except ApiError as error:
             connection.fail(stream_id, *error.status)
         else:
-            done = partial(self._on_authenticated, user, connection, stream_id)
+            done = read_as(AuthenticateResponse, partial(self._on_authenticated, user, connection, stream_id))
             self._upstream.call(AUTHENTICATE, message, done, (), head.timeout_s)
 
     def _on_authenticated(
-        self, user: str, connection: ServerConnection, stream_id: int, code: int, text: str, message: bytes
+        self, user: str, connection: ServerConnection, stream_id: int, code: int, text: str, reply: AuthenticateResponse
     ) -> None:
         if code == 0:
-            self._tokens.learn(AuthenticateResponse.FromString(message).token, user)
-        answer(connection, stream_id, code, text, message)
+            self._tokens.learn(reply.token, user)
+        answer(connection, stream_id, code, text, reply.SerializeToString())
 
     def _apply(self, file: NamespacesFile) -> None:
         self._tenants.apply(file)

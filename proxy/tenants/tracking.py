@@ -39,6 +39,7 @@ from proxy.paths import AUTHENTICATE, RANGE, WATCH
 from proxy.tenants.namespaces_file import Reader
 from proxy.tenants.tenant import Tenant
 from proxy.tenants.usage import Usage
+from proxy.upstream.replies import read_as
 from proxy.upstream.way import CallLater, Calls, Stream, Timer
 
 FIRST_PAGE_KEYS: Final = 16
@@ -202,7 +203,7 @@ class Tracking:
             self._resuming = known
             known[0].ask_revision(partial(self._resume, known))
 
-    def _resume(self, followers: list[Follower], code: int, _text: str, reply: bytes) -> None:
+    def _resume(self, followers: list[Follower], code: int, _text: str, reply: RangeResponse) -> None:
         """What the cluster's revision is now is known, or is to be asked again."""
         if self._resuming is not followers:
             return
@@ -210,7 +211,7 @@ class Tracking:
         if code:
             self.on_stream_end()
             return
-        revision = RangeResponse.FromString(reply).header.revision
+        revision = reply.header.revision
         for follower in followers:
             follower.resume(revision)
 
@@ -237,12 +238,12 @@ class Tracking:
         reader = self._reader
         assert reader is not None
 
-        def done(code: int, text: str, reply: bytes) -> None:
+        def done(code: int, text: str, reply: AuthenticateResponse) -> None:
             if self._closed:
                 return
             token = ""
             if code == 0:
-                token = AuthenticateResponse.FromString(reply).token
+                token = reply.token
             elif text != errors.AUTH_NOT_ENABLED.message:
                 self.logger.warn("the reader of the namespaces file cannot log in", user=reader.user, error=text)
             if reader == self._reader:
@@ -252,7 +253,8 @@ class Tracking:
                 go_on()
 
         request = AuthenticateRequest(name=reader.user, password=reader.password)
-        self._upstream.call(AUTHENTICATE, request.SerializeToString(), done, (), CALL_TIMEOUT_S)
+        read = read_as(AuthenticateResponse, done)
+        self._upstream.call(AUTHENTICATE, request.SerializeToString(), read, (), CALL_TIMEOUT_S)
 
 
 class Follower:
@@ -287,31 +289,27 @@ class Follower:
             self._ask_page(self._range[0], 0, FIRST_PAGE_KEYS)
 
     def _ask_page(self, key: bytes, revision: int, most_keys: int) -> None:
-        def done(code: int, text: str, reply: bytes) -> None:
+        def done(code: int, text: str, page: RangeResponse) -> None:
             if self._stopped:
                 return
             if code:
                 self._fail(text)
             else:
-                self._on_page(reply, revision, most_keys)
+                self._on_page(page, revision, most_keys)
 
         request = RangeRequest(key=key, range_end=self._range[1], limit=most_keys, revision=revision)
-        self._tracking.call(RANGE, request.SerializeToString(), done)
+        self._tracking.call(RANGE, request.SerializeToString(), read_as(RangeResponse, done))
 
-    def _on_page(self, reply: bytes, revision: int, most_keys: int) -> None:
-        try:
-            response = RangeResponse.FromString(reply)
-        except DecodeError as error:
-            self._fail(str(error))
-            return
-        self.usage.on_page(response.kvs)
-        revision = revision or response.header.revision
-        if response.more and response.kvs:
-            if len(reply) < PAGE_BYTES:
+    def _on_page(self, page: RangeResponse, revision: int, most_keys: int) -> None:
+        self.usage.on_page(page.kvs)
+        revision = revision or page.header.revision
+        if page.more and page.kvs:
+            size = page.ByteSize()
+            if size < PAGE_BYTES:
                 most_keys = min(most_keys * 2, MOST_PAGE_KEYS)
-            elif len(reply) > 4 * PAGE_BYTES:
+            elif size > 4 * PAGE_BYTES:
                 most_keys = max(most_keys // 2, 1)
-            self._ask_page(response.kvs[-1].key + b"\0", revision, most_keys)
+            self._ask_page(page.kvs[-1].key + b"\0", revision, most_keys)
         else:
             self.usage.end_reading(revision)
             self.watch()
@@ -338,10 +336,10 @@ class Follower:
         )
         self._tracking.send(WatchRequest(create_request=create))
 
-    def ask_revision(self, done: UnaryDone) -> None:
+    def ask_revision(self, done: Callable[[int, str, RangeResponse], None]) -> None:
         """Ask which revision the cluster has, at the least."""
         request = RangeRequest(key=self._range[0], range_end=self._range[1], count_only=True, limit=1)
-        self._tracking.call(RANGE, request.SerializeToString(), done)
+        self._tracking.call(RANGE, request.SerializeToString(), read_as(RangeResponse, done))
 
     def resume(self, revision: int) -> None:
         """Go on after the stream was lost; the cluster has this revision, or had it a moment ago."""
@@ -397,13 +395,13 @@ class Follower:
         self._target = None
         tracking = self._tracking
 
-        def done(code: int, text: str, reply: bytes) -> None:
+        def done(code: int, _text: str, reply: RangeResponse) -> None:
             if self._looking is not looking:
                 return
             if code:
                 self._end_look(found=False)
                 return
-            self._target = RangeResponse.FromString(reply).header.revision
+            self._target = reply.header.revision
             self._go_on()
 
         def give_up() -> None:

@@ -10,6 +10,7 @@ from kvorum.log import Logger
 from kvorum.pb.rpc_pb2 import Member, MemberListRequest, MemberListResponse
 from proxy.paths import MEMBER_LIST
 from proxy.upstream.endpoints import Endpoint, parse_endpoint
+from proxy.upstream.replies import read_as
 from proxy.upstream.upstream import Upstream
 
 REQUEST: Final = MemberListRequest(linearizable=True).SerializeToString()
@@ -43,16 +44,18 @@ class Sync:
             self._timer = None
 
     def _ask(self) -> None:
-        self._upstream.call(MEMBER_LIST, REQUEST, self._answered, None, max(1.0, self._interval_s))
+        self._upstream.call(
+            MEMBER_LIST, REQUEST, read_as(MemberListResponse, self._answered), None, max(1.0, self._interval_s)
+        )
 
-    def _answered(self, code: int, text: str, message: bytes) -> None:
+    def _answered(self, code: int, text: str, response: MemberListResponse) -> None:
         if self._timer is None:
             return
         self._timer = self._loop.call_later(self._interval_s, self._ask)
         if code:
             self._logger.warn("cannot get the members of the cluster", code=code, error=text)
             return
-        endpoints = endpoints_of(MemberListResponse.FromString(message).members)
+        endpoints = endpoints_of(response.members)
         if endpoints and set(endpoints) != set(self._upstream.endpoints.all):
             self._logger.info("endpoints follow the members", endpoints=[one.address for one in endpoints])
             self._upstream.replace(endpoints)

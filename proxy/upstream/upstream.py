@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from google.protobuf.message import DecodeError
+
 from kvorum.errors import Code
 from kvorum.log import Logger
 from kvorum.wire import grpc
@@ -21,6 +23,7 @@ from kvorum.wire.client import Channel, ConnectionCheck, GivenMetadata
 from kvorum.wire.limits import ClientLimits
 from proxy import paths
 from proxy.upstream.endpoints import Endpoint, Endpoints, Health
+from proxy.upstream.replies import unreadable
 
 REPEATABLE: Final = frozenset(
     {
@@ -69,6 +72,21 @@ class Ticket(UnaryClientCall):
         if code == Code.UNAVAILABLE and self.done is not None and self.upstream.try_again(self):
             return
         super().finish(code, text, trailers)
+
+
+class UpstreamStream(ClientStream):
+    """A stream to a member. A message that its handler cannot read ends it: what follows could not be trusted."""
+
+    __slots__ = ()
+
+    def on_message(self, message: bytes) -> None:
+        handler = self.handler
+        if handler is not None:
+            try:
+                handler.on_message(message)
+            except DecodeError as error:
+                if self.connection is not None:
+                    self.connection.abandon(self, *unreadable(error))
 
 
 class Upstream:
@@ -142,7 +160,7 @@ class Upstream:
     ) -> ClientStream:
         """A stream to the endpoint in use. When that is lost the handler gets UNAVAILABLE, and opens it again."""
         deadline_at = None if timeout_s is None else self._loop.time() + timeout_s
-        stream = ClientStream(path, metadata or (), deadline_at, _unsettled, handler)
+        stream = UpstreamStream(path, metadata or (), deadline_at, _unsettled, handler)
         self._channel.launch(stream)
         return stream
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from kvorum import errors
@@ -22,13 +23,13 @@ from kvorum.pb.rpc_pb2 import (
     Compare,
     RangeRequest,
     RequestOp,
-    ResponseHeader,
     StatusResponse,
     TxnRequest,
     TxnResponse,
 )
 from kvorum.wire.calls import CallHandler, Fields
 from proxy.paths import STATUS, TXN, WATCH
+from proxy.upstream.replies import read_as
 from proxy.upstream.way import CallLater, CallSoon, Timer, UnaryCalls
 from proxy.watch.batch import header_field
 from proxy.watch.cohort import Cohort
@@ -239,12 +240,10 @@ class Session:
         self._send_check(ranges)
 
     def _send_check(self, ranges: list[Range]) -> None:
-        def done(code: int, text: str, message: bytes) -> None:
-            self._on_checked(ranges, code, text, message)
-
+        done = read_as(TxnResponse, partial(self._on_checked, ranges))
         self._shared.upstream.call(TXN, check_message(ranges), done, self.metadata, CALL_TIMEOUT_S)
 
-    def _on_checked(self, ranges: list[Range], code: int, text: str, message: bytes) -> None:
+    def _on_checked(self, ranges: list[Range], code: int, text: str, reply: TxnResponse) -> None:
         if self._closed:
             return
         refused = is_refusal(code, text)
@@ -262,8 +261,7 @@ class Session:
         elif code:
             self._checked[ranges[0]] = Status(code, text)
         else:
-            header = TxnResponse.FromString(message).header
-            checked = (header_field(header), header.revision)
+            checked = (header_field(reply.header), reply.header.revision)
             self.header = checked[0]
             self._checked.update(dict.fromkeys(ranges, checked))
         self._open_checks -= 1
@@ -273,12 +271,12 @@ class Session:
     def _learn_header(self) -> None:
         """Nothing has been allowed yet, and refusals have a header, too: the Go client fails without one."""
 
-        def done(code: int, text: str, message: bytes) -> None:
+        def done(_code: int, _text: str, status: StatusResponse) -> None:
             if not self._closed:
-                self.header = header_field(ResponseHeader() if code else StatusResponse.FromString(message).header)
+                self.header = header_field(status.header)
                 self._answer_batch()
 
-        self._shared.upstream.call(STATUS, b"", done, self.metadata, CALL_TIMEOUT_S)
+        self._shared.upstream.call(STATUS, b"", read_as(StatusResponse, done), self.metadata, CALL_TIMEOUT_S)
 
     def _answer_batch(self) -> None:
         if not self.header:
@@ -359,13 +357,13 @@ class Session:
             return
         self._learning = True
 
-        def done(code: int, text: str, message: bytes) -> None:
+        def done(code: int, _text: str, status: StatusResponse) -> None:
             self._learning = False
             if not self._closed and not code:
-                self._answers_progress = keeps_progress_promise(version_of(message))
+                self._answers_progress = keeps_progress_promise(version_of(status))
                 self._ask_progress_soon()
 
-        self._shared.upstream.call(STATUS, b"", done, self.metadata, CALL_TIMEOUT_S)
+        self._shared.upstream.call(STATUS, b"", read_as(StatusResponse, done), self.metadata, CALL_TIMEOUT_S)
 
     def _refresh(self) -> None:
         """Where the groups stand must not fall behind while there are no events."""

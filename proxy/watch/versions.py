@@ -13,9 +13,9 @@ ORDERED_PROGRESS: Final = (3, 5, 8)
 _NUMBERS: Final = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
 
-def version_of(status: bytes) -> tuple[int, ...]:
+def version_of(status: StatusResponse) -> tuple[int, ...]:
     """The version in a StatusResponse; () when it has none that is known."""
-    found = _NUMBERS.match(StatusResponse.FromString(status).version)
+    found = _NUMBERS.match(status.version)
     return tuple(map(int, found.groups())) if found is not None else ()
 
 

@@ -234,6 +234,20 @@ def test_a_failed_write_that_cannot_be_read_changes_nothing(proxy: Proxy) -> Non
     assert proxy.kept(message)
 
 
+def test_a_write_whose_reply_nobody_can_read_drops_everything(proxy: Proxy) -> None:
+    message = proxy.keep(b"k")
+    proxy.learner.on_reply(TXN, b"", b"\x0a\x02\x18\x06\xff")
+    assert not proxy.kept(message)
+
+
+@pytest.mark.parametrize("reply", [b"\xff", b"\x0a\x01\xff", b"\x0a\x02\x18\x06\xff"])
+def test_a_read_whose_reply_nobody_can_read_is_passed_on_and_not_kept(proxy: Proxy, reply: bytes) -> None:
+    proxy.keep(b"other")
+    message = get(b"k", serializable=True)
+    assert proxy.ask(message, reply) == reply
+    assert not proxy.kept(message)
+
+
 def test_a_range_delete_or_transaction_with_an_unknown_end(proxy: Proxy) -> None:
     one, other = proxy.keep(b"a"), proxy.keep(b"z")
     request = DeleteRangeRequest(key=b"a", range_end=b"b").SerializeToString()
