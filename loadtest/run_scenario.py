@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from kvorum.durations import parse_duration_ns
 from loadtest.cluster import running_cluster
 from loadtest.launcher import Kind
 from loadtest.proxies import running_gateway, running_proxy
@@ -32,15 +33,32 @@ def names() -> list[str]:
     return sorted(path.stem for path in SCENARIOS.glob("*.py") if path.stem != "__init__")
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def _seconds(text: str) -> int:
+    try:
+        seconds = parse_duration_ns(text) // 1_000_000_000
+    except ValueError:
+        seconds = 0
+    if seconds < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time of a second or more, such as 30s or 1h30m")
+    return seconds
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m loadtest.run_scenario", description=__doc__.split("\n\n")[1])
     parser.add_argument("scenario", choices=names())
-    parser.add_argument("--users", type=int, default=20, help="how many at once (default 20)")
-    parser.add_argument("--duration", default="10s", help="such as 30s or 5m (default 10s)")
+    parser.add_argument("--users", type=_count, default=20, help="how many at once (default 20)")
+    parser.add_argument("--duration", type=_seconds, default="10s", help="such as 30s or 5m (default 10s)")
     parser.add_argument("--target", choices=TARGETS, default="member", help="what the users speak to")
-    parser.add_argument("--members", type=int, default=1, help="of the cluster (default 1)")
+    parser.add_argument("--members", type=_count, default=1, help="of the cluster (default 1)")
     parser.add_argument("--kind", type=Kind, choices=list(Kind), default=Kind.KVORUM, help="whose servers")
-    parser.add_argument("--tenants", type=int, default=4, help=f"of {NOISY_NEIGHBOUR}, without the noisy one")
+    parser.add_argument("--tenants", type=_count, default=4, help=f"of {NOISY_NEIGHBOUR}, without the noisy one")
     parser.add_argument("--noisy-limit", type=float, default=100.0, help="calls a second that the noisy one may make")
     parser.add_argument("--web", action="store_true", help="locust's web page instead of a run, until Ctrl-C")
     parser.add_argument("--results", type=Path, default=Path("loadtest-results"), help="folder for what locust writes")
@@ -66,7 +84,7 @@ def locust_command(host: str, options: argparse.Namespace, stem: Path) -> list[s
     command = [sys.executable, "-m", "locust", "-f", str(SCENARIOS / f"{options.scenario}.py"), "--host", host]
     command += ["--users", str(options.users), "--spawn-rate", str(min(options.users, 100))]
     if not options.web:
-        command += ["--headless", "--only-summary", "--run-time", options.duration]
+        command += ["--headless", "--only-summary", "--run-time", f"{options.duration}s"]
         command += ["--html", f"{stem}.html", "--figures", f"{stem}.json"]
     if options.scenario == NOISY_NEIGHBOUR:
         command += ["--tenants", str(options.tenants)]
@@ -99,7 +117,9 @@ def run(options: argparse.Namespace, others: Sequence[str]) -> int:
                 status = locust.wait(INTERRUPTED_S)
     if not options.web:
         print(f"\n{options.scenario} through {options.target}: {'passed' if status == 0 else 'FAILED'}")
-        print(f"report: {stem}.html, figures: {stem}.json")
+        files = {"report": stem.with_name(f"{stem.name}.html"), "figures": stem.with_name(f"{stem.name}.json")}
+        written = [f"{what}: {path}" for what, path in files.items() if path.exists()]
+        print(", ".join(written) or "locust wrote no report")
     return status
 
 

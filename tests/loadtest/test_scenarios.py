@@ -236,3 +236,30 @@ def test_the_tenants_of_a_run_are_as_the_proxy_reads_them() -> None:
         ("tenant-1", ("tenant-1.loadtest",), None),
         ("noisy", ("noisy.loadtest",), 50.0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (("--users", "0"), "0 is less than 1"),
+        (("--members", "-1"), "-1 is less than 1"),
+        (("--duration", "abc"), "'abc' is no time of a second or more"),
+        (("--duration", "10ms"), "'10ms' is no time of a second or more"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_before_anything_starts(
+    wrong: tuple[str, str], says: str, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "loadtest.run_scenario",
+        "mixed_kv",
+        "--results",
+        str(tmp_path / "results"),
+        *wrong,
+    ]
+    ended = subprocess.run(command, cwd=run_scenario.ROOT, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert ended.returncode == 2
+    assert says in ended.stderr
+    assert not (tmp_path / "results").exists()
