@@ -78,7 +78,26 @@ class UnaryClientCall(ClientCall):
     def __init__(
         self, path: str, fields: Fields, deadline_at: float | None, message: bytes, settled: Settled, done: UnaryDone
     ) -> None:
-        super().__init__(path, fields, deadline_at)
+        # The base classes' fields are set here: two more calls of __init__ cost 0.3 us for each request.
+        self.id = 0
+        self.send_window = 0
+        self.recv_window = 0
+        self.remote_closed = False
+        self.local_closed = False
+        self.reading = True
+        self.throttled = False
+        self.queue = None
+        self.queue_offset = 0
+        self.queued_bytes = 0
+        self.tail = None
+        self.path = path
+        self.fields = fields
+        self.deadline_at = deadline_at
+        self.slot = 0
+        self.retried = False
+        self.connection = None
+        self.head = None
+        self.reader = None
         self.message = message
         self.reply: bytes | None = None
         self.done: UnaryDone | None = done
@@ -105,9 +124,10 @@ class UnaryClientCall(ClientCall):
         self.reply = message
 
     def finish(self, code: int, text: str, trailers: grpc.Metadata) -> None:
-        done, self.done = self.done, None
+        done = self.done
         if done is None:
             return
+        self.done = None
         self.settled(self)
         if code:
             done(code, text, b"")

@@ -35,6 +35,7 @@ class ReplyHead:
     """One decoded block of a reply; shared by all replies with the same block."""
 
     __slots__ = (
+        "begins",
         "content_type",
         "gzip",
         "http_status",
@@ -59,6 +60,9 @@ class ReplyHead:
     malformed: bool
     too_large: bool
     """The block was above the size limit; nothing else is known of it."""
+    begins: bool
+    """These are the headers before messages, and nothing is wrong with them: known once for all calls, it spares each
+    five comparisons."""
 
 
 def parse_reply(fields: list[hpack.Field] | None) -> ReplyHead:
@@ -70,6 +74,7 @@ def parse_reply(fields: list[hpack.Field] | None) -> ReplyHead:
     head.gzip = head.malformed = False
     head.content_type = b""
     head.too_large = fields is None
+    head.begins = False
     if fields is None:
         return head
     regular: list[hpack.Field] = []
@@ -95,6 +100,8 @@ def parse_reply(fields: list[hpack.Field] | None) -> ReplyHead:
         head.metadata = grpc.decode_metadata([field for field in regular if field[0] not in _TRANSPORT])
     except ValueError:
         head.malformed = True
+    is_grpc = head.http_status == 200 and head.content_type.startswith(grpc.CONTENT_TYPE)
+    head.begins = is_grpc and head.unknown_encoding is None and not head.malformed
     return head
 
 

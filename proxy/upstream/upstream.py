@@ -69,9 +69,12 @@ class Ticket(UnaryClientCall):
     answers: int
 
     def finish(self, code: int, text: str, trailers: grpc.Metadata) -> None:
-        if code == Code.UNAVAILABLE and self.done is not None and self.upstream.try_again(self):
-            return
-        super().finish(code, text, trailers)
+        done = self.done
+        if not code and done is not None and self.reply is not None and not self.slot:
+            self.done = None
+            done(0, text, self.reply)  # what most calls come to: the rest below only takes longer to say it
+        elif code != Code.UNAVAILABLE or done is None or not self.upstream.try_again(self):
+            super().finish(code, text, trailers)
 
 
 class UpstreamStream(ClientStream):
