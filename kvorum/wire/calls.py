@@ -34,7 +34,7 @@ UnaryDone = Callable[[int, str, bytes], None]
 
 
 Settled = Callable[["ClientCall"], None]
-"""Told of each call as it ends."""
+"""Told of each call with a deadline as it ends."""
 
 
 class ClientCall(Stream):
@@ -128,7 +128,8 @@ class UnaryClientCall(ClientCall):
         if done is None:
             return
         self.done = None
-        self.settled(self)
+        if self.slot:
+            self.settled(self)
         if code:
             done(code, text, b"")
         elif self.reply is None:
@@ -232,7 +233,8 @@ class ClientStream(ClientCall):
     def finish(self, code: int, text: str, trailers: grpc.Metadata) -> None:
         handler, self.handler = self.handler, None
         if handler is not None:
-            self.settled(self)
+            if self.slot:
+                self.settled(self)
             self._early = []
             handler.on_end(code, text, trailers)
 

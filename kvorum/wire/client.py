@@ -209,9 +209,8 @@ class Channel:
         return None if timeout_s is None else self._loop.time() + timeout_s
 
     def _settled(self, call: ClientCall) -> None:
-        if call.slot:
-            self._deadlines.discard(call, call.slot)
-            call.slot = 0
+        self._deadlines.discard(call, call.slot)
+        call.slot = 0
 
     def _end(self, call: ClientCall, code: int, text: str) -> None:
         """End a call from our side, wherever it is."""

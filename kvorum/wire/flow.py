@@ -56,7 +56,6 @@ class Sender:
         "_send_granted",
         "_send_window",
         "_throttled",
-        "_turn_bytes",
         "congested",
         "credit",
         "dirty",
@@ -88,7 +87,6 @@ class Sender:
         """Writes to streams: each is a message, or many joined."""
         self._send_window = frames.DEFAULT_WINDOW
         self._send_granted = frames.DEFAULT_WINDOW
-        self._turn_bytes = limits.turn_bytes
         # `credit` is what DATA may be sent now: window, turn and socket in one number, so that a reply tests one.
         self.credit = self._credit_given = min(frames.DEFAULT_WINDOW, limits.turn_bytes)
         self.rounds: dict[int, Any] = {}
@@ -149,7 +147,7 @@ class Sender:
 
     def _renew_credit(self) -> None:
         window = self._send_window = self._send_window - self._credit_given + self.credit
-        credit = self._turn_bytes
+        credit = self.limits.turn_bytes
         if window < credit:
             credit = window if window > 0 else 0
         self.credit = self._credit_given = 0 if self.congested else credit

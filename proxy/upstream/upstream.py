@@ -69,11 +69,7 @@ class Ticket(UnaryClientCall):
     answers: int
 
     def finish(self, code: int, text: str, trailers: grpc.Metadata) -> None:
-        done = self.done
-        if not code and done is not None and self.reply is not None and not self.slot:
-            self.done = None
-            done(0, text, self.reply)  # what most calls come to: the rest below only takes longer to say it
-        elif code != Code.UNAVAILABLE or done is None or not self.upstream.try_again(self):
+        if code != Code.UNAVAILABLE or self.done is None or not self.upstream.try_again(self):
             super().finish(code, text, trailers)
 
 
@@ -257,7 +253,8 @@ class Upstream:
             ticket.give_up_at = now + PATIENCE_S
         if now >= ticket.give_up_at:
             return False  # a call whose own deadline has passed goes on, and ends by that at once
-        ticket.settled(ticket)
+        if ticket.slot:
+            ticket.settled(ticket)
         ticket.restart()
         ticket.channel = channel
         channel.launch(ticket)
